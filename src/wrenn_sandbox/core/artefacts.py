@@ -1,0 +1,62 @@
+"""The artefacts a machine is made of, named by content hash, and the record of a build that needs them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from wrenn_sandbox.core.spec import Shape
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ArtefactSet:
+    """One consistent set of guest artefacts; every field but ``kernel_release`` is a content hash (hex SHA-256, 32 digits)."""
+
+    runtime: str
+    kernel: str
+    kernel_release: str
+    initramfs: str
+    tools: str
+    rootfs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """The virtual hardware a memory snapshot is bound to. ``accelerator`` is ``tcg`` or ``kvm``."""
+
+    driver: str
+    accelerator: str
+    machine: str
+    cpu_model: str
+    kernel_cmdline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a build is and what it needs to run. Paths are relative to the build's directory."""
+
+    build_id: str
+    template: str
+    shape: Shape
+    artefacts: ArtefactSet
+    platform: Platform
+    created_at_unix_s: float
+    disk: str = "disk.qcow2"
+    memory: str = "memory"
+    state: str = "state"
+    envd_version: str = ""
+    version: int = MANIFEST_VERSION
+
+    def to_json(self) -> dict[str, object]:
+        """A form for json.dumps."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, object]) -> Manifest:
+        """Read what ``to_json`` gave; raises KeyError or TypeError on anything else."""
+        fields = dict(data)
+        shape, artefacts, platform = fields.pop("shape"), fields.pop("artefacts"), fields.pop("platform")
+        if not (isinstance(shape, dict) and isinstance(artefacts, dict) and isinstance(platform, dict)):
+            raise TypeError("shape, artefacts and platform must be objects")
+        return cls(shape=Shape(**shape), artefacts=ArtefactSet(**artefacts), platform=Platform(**platform), **fields)  # type: ignore[arg-type]

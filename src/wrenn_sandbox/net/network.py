@@ -1,0 +1,38 @@
+"""What the host agent asks of the network.
+
+A link is one slot in use. Leaving its context frees the slot: the namespace is destroyed or cleaned so that nothing of
+one sandbox (connections, conntrack entries, counters, policy) reaches the next.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from wrenn_sandbox.core.slots import Slot
+from wrenn_sandbox.core.spec import NetworkPolicy
+
+
+class Link(Protocol):
+    """One slot in use by one sandbox."""
+
+    @property
+    def slot(self) -> Slot:
+        """Number, addresses and uid."""
+
+    @property
+    def tap_fd(self) -> int | None:
+        """The tap, open with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, owned by the link; None without real networking."""
+
+    async def apply(self, policy: NetworkPolicy) -> None:
+        """Replace the egress policy in one transaction; open connections that it forbids are cut."""
+
+
+class Network(Protocol):
+    """All slots of this host. Used as an async context by its owner: entered before the first link, left after the last."""
+
+    def link(self, policy: NetworkPolicy) -> AbstractAsyncContextManager[Link]:
+        """A free slot with the policy in force; raises Exhausted (``host_full``) when there is none."""
+
+    async def sweep(self) -> int:
+        """Remove what a dead agent of the same tag left behind; returns how many namespaces and links went."""
