@@ -1,0 +1,1 @@
+"""The ``wrenn`` command: runs the platform on one machine, and is a client of it."""

@@ -11,7 +11,7 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ArtefactSet:
-    """One consistent set of guest artefacts; every field but ``kernel_release`` is a content hash (hex SHA-256, 32 digits)."""
+    """One consistent set of guest artefacts: content hashes (SHA-256, first 32 hex digits) and the kernel's release."""
 
     runtime: str
     kernel: str

@@ -26,8 +26,11 @@ FIRST_VMM_UID = 1_900_000_000
 class AddressPools:
     """The two host-side pools; both configurable, since a site may already use these ranges."""
 
-    hosts: IPv4Network = IPv4Network("10.11.0.0/16")
-    links: IPv4Network = IPv4Network("10.12.0.0/16")
+    hosts: IPv4Network
+    links: IPv4Network
+
+
+DEFAULT_POOLS = AddressPools(hosts=IPv4Network("10.11.0.0/16"), links=IPv4Network("10.12.0.0/16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Slot:
         return self.uid
 
 
-def slot(index: int, pools: AddressPools = AddressPools(), tag: str = "wrenn") -> Slot:
+def slot(index: int, pools: AddressPools = DEFAULT_POOLS, tag: str = "wrenn") -> Slot:
     """The slot with number ``index`` (1 to 32767); ``tag`` keeps two agents on one machine apart."""
     if not FIRST_SLOT <= index <= LAST_SLOT:
         raise ValueError(f"slot {index} is outside {FIRST_SLOT}..{LAST_SLOT}")
@@ -56,7 +59,7 @@ def slot(index: int, pools: AddressPools = AddressPools(), tag: str = "wrenn") -
     return Slot(
         index=index,
         netns=f"{tag}-ns-{index}",
-        veth=f"{tag}-v{index}"[:15],  # IFNAMSIZ is 16 with the final NUL (linux/if.h)
+        veth=f"{tag[:8]}-v{index}",  # IFNAMSIZ is 16 with the final NUL (linux/if.h)
         host_ip=str(IPv4Address(int(pools.hosts.network_address) + index)),
         veth_ip=str(IPv4Address(link)),
         peer_ip=str(IPv4Address(link + 1)),

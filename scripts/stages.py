@@ -1,0 +1,65 @@
+"""Runs the stages of `make check` and `make test`, each with its time and its budget.
+
+A stage that fails does not keep the later ones from running; the last lines say what failed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = ROOT / ".venv" / "bin"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, the seconds it should take on 2 cores, and the folder without which it has nothing to do."""
+
+    name: str
+    budget_s: int
+    command: tuple[str, ...]
+
+
+def _python(*arguments: str) -> tuple[str, ...]:
+    return (str(BIN / "python"), "-m", *arguments)
+
+
+CHECKS = (
+    Stage("format", 5, (str(BIN / "ruff"), "format", "--check", "-q", "src", "tests", "scripts")),
+    Stage("lint", 5, (str(BIN / "ruff"), "check", "-q", "src", "tests", "scripts")),
+    Stage("imports", 10, (str(BIN / "lint-imports"), "--no-cache", "--config", "pyproject.toml")),
+    Stage("types", 20, _python("mypy")),
+    Stage("layout", 5, _python("pytest", "-q", "tests/unit/test_layout.py")),
+)
+TESTS = (
+    Stage("unit", 10, _python("pytest", "-q", "tests/unit")),
+    Stage("platform", 300, _python("pytest", "-q", "tests/contract", "tests/platform")),
+    Stage("machine", 900, _python("pytest", "-q", "tests/machine")),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``check``, or all; the exit code says whether all passed."""
+    stages = CHECKS if arguments == ["check"] else (*CHECKS, *TESTS)
+    failed, lines = [], []
+    for stage in stages:
+        print(f"\n── {stage.name} " + "─" * (70 - len(stage.name)), flush=True)
+        started = time.monotonic()
+        code = subprocess.run(stage.command, cwd=ROOT, check=False).returncode
+        took = time.monotonic() - started
+        if code:
+            failed.append(stage.name)
+        mark = "FAILED" if code else "ok"
+        over = "  over its budget" if took > stage.budget_s else ""
+        lines.append(f"  {stage.name:<10} {mark:<7} {took:7.1f} s of {stage.budget_s} s{over}")
+    print("\n" + "\n".join(lines))
+    print(f"failed: {', '.join(failed)}" if failed else "all stages passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""Entry point of the ``wrenn`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from wrenn_sandbox import __version__
+from wrenn_sandbox.cli import doctor, image, sandbox, up
+from wrenn_sandbox.core.errors import WrennError
+
+app = typer.Typer(
+    name="wrenn",
+    help="Self-hosted microVM sandboxes for untrusted code.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("doctor")(doctor.doctor)
+app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(image.app, name="image")
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Run the command line; an error the user can act on is one line and exit code 1."""
+    try:
+        app()
+    except WrennError as error:
+        print(f"wrenn: {error.message} [{error.slug}]", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

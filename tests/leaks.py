@@ -1,0 +1,103 @@
+"""What of this machine a test may have left behind: processes, namespaces, links, mounts, loops, nft tables, files.
+
+``Footprint.take()`` before and after; ``left_behind`` lists what is new. Processes count when they descend from this
+one or run a program of ours, so that other users of the machine do not disturb a test.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_OURS = ("wrenn_sandbox", "qemu-system", "exec-shim", "/run/wrenn")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Names of everything that counts, by kind."""
+
+    processes: frozenset[str]
+    namespaces: frozenset[str]
+    links: frozenset[str]
+    mounts: frozenset[str]
+    loops: frozenset[str]
+    tables: frozenset[str]
+    descriptors: frozenset[str]
+
+    @classmethod
+    def take(cls) -> Footprint:
+        """Look at this machine now."""
+        return cls(
+            processes=_processes(),
+            namespaces=_listed(Path("/run/netns")),
+            links=_listed(Path("/sys/class/net")),
+            mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+            loops=frozenset(p.parent.name for p in Path("/sys/block").glob("loop*/loop")),
+            tables=_tables(),
+            descriptors=_descriptors(),
+        )
+
+    def left_behind(self, before: Footprint) -> dict[str, list[str]]:
+        """What is here now and was not before, by kind; empty when clean."""
+        kinds = ("processes", "namespaces", "links", "mounts", "loops", "tables", "descriptors")
+        new = {kind: sorted(getattr(self, kind) - getattr(before, kind)) for kind in kinds}
+        return {kind: names for kind, names in new.items() if names}
+
+
+def _listed(folder: Path) -> frozenset[str]:
+    return frozenset(p.name for p in folder.iterdir()) if folder.exists() else frozenset()
+
+
+def _tables() -> frozenset[str]:
+    if os.geteuid() != 0:
+        return frozenset()
+    try:
+        done = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(done.stdout.split("\n")) - {""}
+
+
+def _processes() -> frozenset[str]:
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        pid, fields = int(entry.name), stat.rpartition(")")[2].split()
+        parents[pid] = int(fields[1])
+        names[pid] = f"{pid} {fields[0]} {command[:160]}"
+    me = os.getpid()
+    return frozenset(
+        names[pid]
+        for pid in names
+        if pid != me and (_descends(pid, me, parents) or any(o in names[pid] for o in _OURS))
+    )
+
+
+def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    while pid := parents.get(pid, 0):
+        if pid == ancestor:
+            return True
+    return False
+
+
+def _descriptors() -> frozenset[str]:
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(link.readlink())
+        except OSError:
+            continue
+        if (
+            not target.startswith(("/dev/pts", "pipe:", "/proc/self/fd", "anon_inode:[event"))
+            and "/proc/" not in target
+        ):
+            found.add(f"{link.name} -> {target}")
+    return frozenset(found)
