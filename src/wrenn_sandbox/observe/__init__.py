@@ -1,0 +1,1 @@
+"""Set-up of logs, metrics and tracing; nothing here is about what is logged."""
