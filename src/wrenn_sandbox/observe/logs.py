@@ -20,13 +20,13 @@ def configure(process: str, *, level: str = "info", as_json: bool | None = None)
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     as_json = not sys.stderr.isatty() if as_json is None else as_json
     renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
-    shared = [
+    shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _named(process),
         without_secrets,
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(),
     ]
     structlog.configure(
         processors=[*shared, renderer],
