@@ -1,4 +1,4 @@
-"""A whole platform for tests and benchmarks: `wrenn up` as a child process, and a small synchronous client of its API."""
+"""A whole platform for tests and benchmarks: `wrenn up` as a child process, and a small client of its API."""
 
 from __future__ import annotations
 

@@ -1,0 +1,55 @@
+"""Fixtures for tests on real QEMU: one platform for the session, and the proof after each test that nothing is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import Footprint
+from tests.running import Platform, platform
+from tests.traces import Traces
+
+
+@pytest.fixture(scope="session")
+def running_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """`wrenn up` on real QEMU. When it has stopped, the machine is as it was."""
+    before = Footprint.take()
+    data_dir = tmp_path_factory.mktemp("platform")
+    data_dir.chmod(0o711)
+    with platform(data_dir, driver="qemu", tag="wtm") as running:
+        yield running
+    assert Footprint.take().left_behind(before) == {}
+    left = [p.relative_to(data_dir).as_posix() for p in data_dir.rglob("*") if p.is_file()]
+    assert [p for p in left if p.startswith(("sandboxes/", "run/sandboxes/"))] == []
+
+
+@pytest.fixture
+def wrenn(running_platform: Platform) -> Iterator[Platform]:
+    """The platform; whatever a test made is destroyed, and then no trace of it may be left."""
+    before = Traces.take(running_platform)
+    yield running_platform
+    for item in running_platform.client.get("/v1/sandboxes?limit=100").json()["items"]:
+        running_platform.kill(item["id"])
+    _settled(lambda: Traces.take(running_platform).left_behind(before))
+
+
+@pytest.fixture
+def sandbox(wrenn: Platform) -> str:
+    """The id of a running sandbox of the default shape."""
+    return str(wrenn.create()["id"])
+
+
+def _settled(left: Callable[[], dict[str, object]], limit_s: float = 20) -> None:
+    deadline = time.monotonic() + limit_s
+    while found := left():
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def data_dir(running_platform: Platform) -> Path:
+    """The platform's data directory."""
+    return running_platform.data_dir
