@@ -149,6 +149,13 @@ def connect_code(error: WrennError) -> str:
     return _lookup(CONNECT_CODE, type(error))
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """The first error inside nested exception groups: the cause, when the tasks of a group are one operation."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _lookup(table: dict[type[WrennError], T], cls: type[WrennError]) -> T:
     for ancestor in cls.__mro__:
         if ancestor in table:
