@@ -32,7 +32,7 @@ for kind, host, port in json.loads(sys.argv[1]):
         s.connect((host, port))
         if kind == "udp":
             s.send(b"ping")
-        s.recv(4)
+            s.recv(4)
         open_.append([kind, host, port])
     except OSError:
         pass
