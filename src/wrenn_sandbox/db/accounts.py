@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from wrenn_sandbox.core.ids import PLATFORM_TEAM_ID, TeamId, UserId
+from wrenn_sandbox.core.ids import TeamId, UserId
 from wrenn_sandbox.db.tables import teams, users, users_teams
-
-
-async def any_team(connection: AsyncConnection) -> bool:
-    """Whether anybody but the platform team exists: false on the very first start."""
-    query = select(func.count()).select_from(teams).where(teams.c.id != PLATFORM_TEAM_ID.value)
-    return bool((await connection.execute(query)).scalar_one())
 
 
 async def add_team(connection: AsyncConnection, team: TeamId, name: str, slug: str) -> None:
@@ -41,10 +35,3 @@ async def first_owner(connection: AsyncConnection) -> tuple[TeamId, UserId] | No
     )
     row = (await connection.execute(query)).one_or_none()
     return (TeamId(row.team_id), UserId(row.user_id)) if row else None
-
-
-async def owner_of(connection: AsyncConnection, team: TeamId) -> UserId | None:
-    """An owner of the team."""
-    query = select(users_teams.c.user_id).where(users_teams.c.team_id == team.value, users_teams.c.role == "owner")
-    row = (await connection.execute(query.order_by(users_teams.c.created_at).limit(1))).one_or_none()
-    return UserId(row.user_id) if row else None

@@ -1,0 +1,135 @@
+"""Make a sandbox: the row first, then the machine; whatever happens in between, the row tells the truth afterwards."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import structlog
+
+from wrenn_sandbox.controlplane.messages import create_request, created_shape
+from wrenn_sandbox.controlplane.platform import Platform, now
+from wrenn_sandbox.core.errors import Bug, Conflict, NotFound, WrennError
+from wrenn_sandbox.core.ids import SandboxId, TeamId
+from wrenn_sandbox.core.lifecycle import State
+from wrenn_sandbox.core.spec import Lifetime, NetworkPolicy, Shape, round_up
+from wrenn_sandbox.db import sandboxes, templates
+from wrenn_sandbox.db.sandboxes import Change, Sandbox
+from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
+
+#: The first sandbox of a new shape waits for its template to boot once, minutes under emulation.
+CREATE_S = 600.0
+#: For clean-up after a failed create; the reconciler does it later when this does not suffice.
+CLEAN_UP_S = 15.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks for, validated but not yet rounded."""
+
+    template: str = "base"
+    vcpus: int = 1
+    memory_mb: int = 512
+    disk_size_mb: int = 0
+    lifetime: Lifetime = field(default_factory=Lifetime)
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    metadata: dict[str, str] = field(default_factory=dict)
+    envs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """How long one step took on the host."""
+
+    name: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The new sandbox, running."""
+
+    sandbox: Sandbox
+    phases: tuple[Phase, ...]
+
+
+async def create_sandbox(platform: Platform, team: TeamId, wish: Wish) -> Created:
+    """A running sandbox. A caller who goes away meanwhile leaves one that runs, or a row that says why it does not.
+
+    Raises Invalid (``invalid_size``), NotFound (``template_not_found``), or what the host agent says.
+    """
+    shape = round_up(wish.vcpus, wish.memory_mb)
+    template = await _template(platform, team, wish.template)
+    moment = now()
+    row = Sandbox(
+        id=SandboxId(uuid4()),
+        team_id=team,
+        host_id=platform.host_id,
+        template=wish.template,
+        template_id=template.id,
+        state=State.PENDING,
+        shape=shape,
+        lifetime=wish.lifetime,
+        network=wish.network,
+        created_at=moment,
+        last_updated=moment,
+        metadata=wish.metadata,
+        envs=wish.envs,
+        access_token=secrets.token_hex(32),
+        disk_size_mb=wish.disk_size_mb,
+    )
+    return await platform.settling.finish(row.id, _make(platform, row, template.name))
+
+
+async def _template(platform: Platform, team: TeamId, name: str) -> templates.Template:
+    async with platform.db.read() as connection:
+        template = await templates.by_name(connection, team, name)
+    if template is None:
+        raise NotFound(f"There is no template {name!r}; the built-in one is 'base'.", slug="template_not_found")
+    return template
+
+
+async def _make(platform: Platform, row: Sandbox, template_name: str) -> Created:
+    async with platform.db.write() as connection:
+        await sandboxes.add(connection, row)
+    try:
+        request = create_request(row, template_name)
+        answer = await platform.agent.call(platform.agent.rpc.create_sandbox, request, timeout_s=CREATE_S)
+        shape = created_shape(answer, row.shape)
+    except Exception as error:
+        await _give_up(platform, row, error if isinstance(error, WrennError) else Bug("Making it failed."))
+        raise
+    return await _made(platform, row, answer, shape)
+
+
+async def _made(platform: Platform, row: Sandbox, answer: pb.CreateSandboxResponse, shape: Shape) -> Created:
+    change = Change(host_ip=answer.host_ip, shape=shape, started=True)
+    async with platform.db.write() as connection:
+        moved = await sandboxes.move(connection, row.id, {State.PENDING}, State.RUNNING, change)
+        current = await sandboxes.get(connection, row.team_id, row.id)
+    if not moved or current is None:
+        await _destroy_quietly(platform, row.id)
+        raise Conflict("The sandbox was destroyed while it was being made.", slug="sandbox_destroyed")
+    ticket = platform.rows.ticket()
+    platform.rows.put(row.id, current, ticket)  # its first command follows at once
+    return Created(current, tuple(Phase(phase.name, phase.ms) for phase in answer.phases))
+
+
+async def _give_up(platform: Platform, row: Sandbox, error: WrennError) -> None:
+    _log.warning("create failed", sandbox=str(row.id), slug=error.slug, reason=error.message)
+    with suppress(WrennError):
+        async with platform.db.write() as connection:
+            change = Change(reason=error.message, slug=error.slug)
+            await sandboxes.move(connection, row.id, {State.PENDING}, State.ERROR, change)
+    await _destroy_quietly(platform, row.id)
+
+
+async def _destroy_quietly(platform: Platform, sandbox: SandboxId) -> None:
+    platform.rows.drop(sandbox)
+    with suppress(WrennError):
+        request = pb.DestroySandboxRequest(sandbox_id=str(sandbox))
+        await platform.agent.call(platform.agent.rpc.destroy_sandbox, request, timeout_s=CLEAN_UP_S)
