@@ -1,0 +1,174 @@
+"""Build every guest artefact whose inputs changed, and make the set current.
+
+::
+
+    kernel ─▶ initramfs
+       └────▶ toolbase ─▶ tools        rootfs        runtime
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wrenn_sandbox.core.artefacts import ArtefactSet
+from wrenn_sandbox.core.errors import Invalid, Unavailable
+from wrenn_sandbox.image import initramfs, kernel, rootfs, runtime, tools
+from wrenn_sandbox.image.catalog import Catalog
+from wrenn_sandbox.image.debian import GuestApt, find_mirror
+from wrenn_sandbox.image.progress import Outcome, Progress, StepReport
+from wrenn_sandbox.image.recipe import Recipe, Sources
+from wrenn_sandbox.image.store import Made, Store, allocated_bytes
+
+STEPS = ("runtime", "kernel", "initramfs", "tools", "rootfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to rebuild although its inputs are the same."""
+
+    #: Everything, or with ``only`` the named step.
+    force: bool = False
+    #: Whatever newer Debian packages exist for.
+    refresh: bool = False
+    #: One of STEPS: build this one and what it needs; the rest of the set stays as it is.
+    only: str = ""
+    rootfs_size_mib: int = rootfs.DEFAULT_SIZE_MIB
+
+
+async def build_all(images: Path, progress: Progress, options: Options = Options()) -> ArtefactSet:
+    """Bring the artefacts in ``images`` up to date and make them the current set.
+
+    Safe to interrupt and repeat at any point. Raises Conflict (``image_build_running``) while another build works
+    there; Unavailable (``tool_missing``, ``qemu_too_old``, ``no_debian_mirror``, ``image_build_failed``) and Denied
+    (``root_required``) say what is in the way.
+    """
+    if options.only and options.only not in STEPS:
+        raise Invalid(f"{options.only!r} is not one of {', '.join(STEPS)}.", slug="invalid_step")
+    store = Store(images.resolve())
+    with store.locked():
+        build = _Build(store, progress, options)
+        return await build.run()
+
+
+class _Build:
+    """One run over all recipes."""
+
+    def __init__(self, store: Store, progress: Progress, options: Options) -> None:
+        self._store = store
+        self._progress = progress
+        self._options = options
+        self._catalog = Catalog(store.root)
+        self._apt: GuestApt | None = None
+
+    async def run(self) -> ArtefactSet:
+        try:
+            current: ArtefactSet | None = self._catalog.current()
+        except Unavailable:
+            current = None
+        only = self._options.only if current is not None else ""  # a first set must be whole
+        mirror = await find_mirror()
+        self._apt = GuestApt(self._store.cache / "apt", mirror)
+        if self._options.refresh:
+            await self._apt.update()
+        digests: dict[str, str] = {}
+        release = current.kernel_release if current else ""
+
+        async def follow(recipe: Recipe) -> None:
+            digests[recipe.name] = (await self._follow(recipe)).digest
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                if only in {"", "runtime"}:
+                    group.create_task(follow(await runtime.recipe()))
+                if only in {"", "rootfs"}:
+                    group.create_task(follow(rootfs.recipe(mirror, self._options.rootfs_size_mib)))
+                if only in {"", "kernel", "initramfs", "tools"}:
+                    release = await self._guest_programs(self._apt, only, digests)
+        except* Exception as group_error:  # the first failure is the cause; its siblings were only cancelled
+            raise _first(group_error) from None
+        artefacts = ArtefactSet(
+            kernel_release=release,
+            **{name: digests.get(name) or (getattr(current, name) if current else "") for name in STEPS},
+        )
+        if artefacts != current:
+            self._catalog.set_current(artefacts)
+        return artefacts
+
+    async def _guest_programs(self, apt: GuestApt, only: str, digests: dict[str, str]) -> str:
+        """Kernel, and then what holds its modules; returns the kernel's release."""
+        sources = Sources.of_checkout()
+        made = await self._follow(kernel.recipe(apt))
+        digests["kernel"] = made.digest
+        folder = self._catalog.kernel(made.digest).parent
+        if only in {"", "initramfs", "kernel"}:
+            digests["initramfs"] = (await self._follow(initramfs.recipe(apt, sources, folder, made.digest))).digest
+        if only in {"", "tools", "kernel"}:
+            base = await self._follow(tools.base_recipe(apt, sources, folder, made.digest))
+            path = self._store.root / "cache" / "toolbase" / base.digest
+            digests["tools"] = (await self._follow(tools.recipe(sources, path, base.digest))).digest
+        return made.facts["release"]
+
+    async def _follow(self, recipe: Recipe) -> Made:
+        """What the recipe's inputs make: from before when they made it already, else now."""
+        with self._timed(recipe.name) as finish:
+            known = self._store.recall(recipe.name, recipe.key)
+            if known is not None and not await self._stale(recipe, known):
+                finish(Outcome.CURRENT, known)
+                return known
+            self._progress.started(recipe.name, recipe.doing)
+            with self._store.scratch(recipe.name) as scratch:
+                product = await recipe.make(scratch)
+                size = allocated_bytes(product.folder)
+                packages = await self._resolve(recipe) if recipe.packages else ()
+                self._store.publish(product.folder, recipe.kind, product.digest)
+            made = Made(product.digest, size, product.facts, packages)
+            self._store.remember(recipe.name, recipe.key, made)
+            finish(Outcome.BUILT, made)
+            return made
+
+    async def _stale(self, recipe: Recipe, known: Made) -> bool:
+        if not (self._store.root / recipe.kind / known.digest).exists():
+            return True
+        if self._options.force and self._options.only in {"", recipe.name}:
+            return True
+        return self._options.refresh and bool(recipe.packages) and await self._resolve(recipe) != known.packages
+
+    async def _resolve(self, recipe: Recipe) -> tuple[str, ...]:
+        assert self._apt is not None
+        return await self._apt.resolve(recipe.packages)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[_Finish]:
+        started = time.monotonic()
+        finish = _Finish(self._progress, name, started)
+        try:
+            yield finish
+        except BaseException:
+            self._progress.finished(StepReport(name, Outcome.FAILED, time.monotonic() - started))
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    """Reports the end of a step."""
+
+    progress: Progress
+    name: str
+    started: float
+
+    def __call__(self, outcome: Outcome, made: Made) -> None:
+        seconds = time.monotonic() - self.started
+        self.progress.finished(StepReport(self.name, outcome, seconds, made.digest, made.size_bytes))
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
