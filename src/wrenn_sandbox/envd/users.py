@@ -6,6 +6,7 @@ the C library of the tools disk, whose name service would look for plug-ins that
 
 from __future__ import annotations
 
+import base64
 import os
 import posixpath
 from dataclasses import dataclass
@@ -78,6 +79,20 @@ def resolve_user(name: str) -> User:
     if user is None:
         raise ConnectError(Code.UNAUTHENTICATED, f"invalid username: '{name}'")
     return user
+
+
+def basic_username(authorization: str | None) -> str | None:
+    """The user an ``Authorization: Basic`` header names, its password ignored; None when it names nobody.
+
+    ConnectError ``unauthenticated`` when the header is no such thing as it says (RFC 7617).
+    """
+    scheme, _, credentials = (authorization or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[0] or None
+    except ValueError:
+        raise ConnectError(Code.UNAUTHENTICATED, "The Basic credentials are not base64 of 'user:'.") from None
 
 
 def initial_default_user() -> str:
