@@ -11,25 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wrenn_sandbox.core.errors import WrennError
-from wrenn_sandbox.image.build import STEPS, Options, build_all
-from wrenn_sandbox.image.progress import StepReport, line_finished, line_started
+from wrenn_sandbox.image.build import STEPS, build_all
 from wrenn_sandbox.image.rootfs import DEFAULT_SIZE_MIB
 
 DEFAULT_IMAGES_DIR = "/var/lib/wrenn/images"
 
 
-class _Lines:
-    """Progress on standard error, so that standard output holds only the result."""
-
-    def started(self, name: str, doing: str) -> None:
-        self._show(line_started(name, doing))
-
-    def finished(self, report: StepReport) -> None:
-        self._show(line_finished(report))
-
-    def _show(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+def _show(line: str) -> None:
+    """Progress goes to standard error: standard output holds only the result."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,9 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rootfs-size-mib", type=int, default=DEFAULT_SIZE_MIB, help="virtual size of the base disk")
     parser.add_argument("--json", action="store_true", help="print the set as JSON")
     given = parser.parse_args(arguments)
-    options = Options(force=given.force, refresh=given.refresh, only=given.only, rootfs_size_mib=given.rootfs_size_mib)
+    build = build_all(
+        Path(given.images_dir),
+        _show,
+        force=given.force,
+        refresh=given.refresh,
+        only=given.only,
+        rootfs_size_mib=given.rootfs_size_mib,
+    )
     try:
-        artefacts = asyncio.run(build_all(Path(given.images_dir), _Lines(), options))
+        artefacts = asyncio.run(build)
     except WrennError as error:
         sys.stderr.write(f"{error.message} [{error.slug}]\n")
         return 1

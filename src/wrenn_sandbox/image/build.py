@@ -20,7 +20,7 @@ from wrenn_sandbox.core.errors import Invalid, Unavailable
 from wrenn_sandbox.image import initramfs, kernel, rootfs, runtime, tools
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.image.debian import GuestApt, find_mirror
-from wrenn_sandbox.image.progress import Outcome, Progress, StepReport
+from wrenn_sandbox.image.progress import Outcome, Progress, StepReport, line_finished, line_started
 from wrenn_sandbox.image.recipe import Recipe, Sources
 from wrenn_sandbox.image.store import Made, Store, allocated_bytes
 
@@ -28,37 +28,41 @@ STEPS = ("runtime", "kernel", "initramfs", "tools", "rootfs")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What to rebuild although its inputs are the same."""
-
-    #: Everything, or with ``only`` the named step.
-    force: bool = False
-    #: Whatever newer Debian packages exist for.
-    refresh: bool = False
-    #: One of STEPS: build this one and what it needs; the rest of the set stays as it is.
-    only: str = ""
-    rootfs_size_mib: int = rootfs.DEFAULT_SIZE_MIB
+class _Options:
+    force: bool
+    refresh: bool
+    only: str
+    rootfs_size_mib: int
 
 
-async def build_all(images: Path, progress: Progress, options: Options = Options()) -> ArtefactSet:
+async def build_all(
+    images: Path,
+    progress: Progress,
+    *,
+    force: bool = False,
+    refresh: bool = False,
+    only: str = "",
+    rootfs_size_mib: int = rootfs.DEFAULT_SIZE_MIB,
+) -> ArtefactSet:
     """Bring the artefacts in ``images`` up to date and make them the current set.
 
+    What has unchanged inputs stays, unless ``force`` or, with ``refresh``, there are newer Debian packages for it.
+    ``only`` names one of STEPS: that one and what it needs; the rest of the set stays as it is.
     Safe to interrupt and repeat at any point. Raises Conflict (``image_build_running``) while another build works
     there; Unavailable (``tool_missing``, ``qemu_too_old``, ``no_debian_mirror``, ``image_build_failed``) and Denied
     (``root_required``) say what is in the way.
     """
-    if options.only and options.only not in STEPS:
-        raise Invalid(f"{options.only!r} is not one of {', '.join(STEPS)}.", slug="invalid_step")
+    if only and only not in STEPS:
+        raise Invalid(f"{only!r} is not one of {', '.join(STEPS)}.", slug="invalid_step")
     store = Store(images.resolve())
     with store.locked():
-        build = _Build(store, progress, options)
-        return await build.run()
+        return await _Build(store, progress, _Options(force, refresh, only, rootfs_size_mib)).run()
 
 
 class _Build:
     """One run over all recipes."""
 
-    def __init__(self, store: Store, progress: Progress, options: Options) -> None:
+    def __init__(self, store: Store, progress: Progress, options: _Options) -> None:
         self._store = store
         self._progress = progress
         self._options = options
@@ -120,7 +124,7 @@ class _Build:
             if known is not None and not await self._stale(recipe, known):
                 finish(Outcome.CURRENT, known)
                 return known
-            self._progress.started(recipe.name, recipe.doing)
+            self._progress(line_started(recipe.name, recipe.doing))
             with self._store.scratch(recipe.name) as scratch:
                 product = await recipe.make(scratch)
                 size = allocated_bytes(product.folder)
@@ -149,7 +153,7 @@ class _Build:
         try:
             yield finish
         except BaseException:
-            self._progress.finished(StepReport(name, Outcome.FAILED, time.monotonic() - started))
+            self._progress(line_finished(StepReport(name, Outcome.FAILED, time.monotonic() - started)))
             raise
 
 
@@ -163,7 +167,7 @@ class _Finish:
 
     def __call__(self, outcome: Outcome, made: Made) -> None:
         seconds = time.monotonic() - self.started
-        self.progress.finished(StepReport(self.name, outcome, seconds, made.digest, made.size_bytes))
+        self.progress(line_finished(StepReport(self.name, outcome, seconds, made.digest, made.size_bytes)))
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -1,10 +1,13 @@
-"""How a build tells what it does: one line when a step begins or ends."""
+"""How a build tells what it does: one line when a step begins its work, one when it ends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+
+#: Takes one line, without its end.
+Progress = Callable[[str], None]
 
 
 class Outcome(Enum):
@@ -26,28 +29,8 @@ class StepReport:
     size_bytes: int = 0
 
 
-class Progress(Protocol):
-    """Whoever shows a build."""
-
-    def started(self, name: str, doing: str) -> None:
-        """Step ``name`` has work to do; ``doing`` says what in a few words."""
-
-    def finished(self, report: StepReport) -> None:
-        """A step ended."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def started(self, name: str, doing: str) -> None:
-        """Ignore it."""
-
-    def finished(self, report: StepReport) -> None:
-        """Ignore it."""
-
-
 def line_started(name: str, doing: str) -> str:
-    """The line for a step that begins."""
+    """The line for a step that begins, e.g. ``tools      … building the tools disk``."""
     return f"  {name:<10} … {doing}"
 
 
