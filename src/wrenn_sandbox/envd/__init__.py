@@ -1,0 +1,1 @@
+"""The guest daemon: processes, files and ports of one sandbox, over HTTP and Connect."""

@@ -1,0 +1,1 @@
+"""Servers that listen on the guest's loopback, made reachable at the guest's address."""
