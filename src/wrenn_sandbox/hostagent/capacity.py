@@ -1,0 +1,97 @@
+"""What this host has to give, read from the kernel, and what of it is promised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wrenn_sandbox.core import placement
+from wrenn_sandbox.core.placement import Room, Rules
+from wrenn_sandbox.core.spec import Shape
+
+_MIB = 1024 * 1024
+_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFigures:
+    """Memory and disk of the host at a moment, MiB."""
+
+    memory_total_mib: int
+    memory_available_mib: int
+    disk_total_mib: int
+    disk_free_mib: int
+
+
+def read_figures(data_dir: Path) -> HostFigures:
+    """Ask the kernel: /proc/meminfo (proc_meminfo(5)) and statvfs(3) of ``data_dir``."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    disk = os.statvfs(data_dir)
+    return HostFigures(
+        memory_total_mib=int(fields["MemTotal"].split()[0]) // 1024,
+        memory_available_mib=int(fields["MemAvailable"].split()[0]) // 1024,
+        disk_total_mib=disk.f_blocks * disk.f_frsize // _MIB,
+        disk_free_mib=disk.f_bavail * disk.f_frsize // _MIB,
+    )
+
+
+def private_mib(pid: int) -> int:
+    """Memory of a process that is its own: resident minus shared pages of /proc/PID/statm (proc_pid_statm(5))."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * _PAGE_BYTES // _MIB
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Memory set aside for one sandbox; ``pid`` is its VMM once there is one."""
+
+    mib: int
+    pid: int | None = None
+
+    def outstanding_mib(self) -> int:
+        """What of it is still a promise."""
+        return placement.outstanding_mib(self.mib, private_mib(self.pid) if self.pid is not None else 0)
+
+
+class Capacity:
+    """All reservations of this host. Nothing awaits between looking and reserving, so two cannot take the last room."""
+
+    def __init__(self, rules: Rules, figures: Callable[[], HostFigures]) -> None:
+        self.rules = rules
+        self._figures = figures
+        self._held: set[Reservation] = set()
+
+    def room(self) -> Room:
+        """What there is and what is promised, now."""
+        figures = self._figures()
+        return Room(
+            memory_total_mib=figures.memory_total_mib,
+            memory_available_mib=figures.memory_available_mib,
+            promised_mib=sum(held.outstanding_mib() for held in self._held),
+            disk_total_mib=figures.disk_total_mib,
+            disk_free_mib=figures.disk_free_mib,
+            sandboxes=len(self._held),
+        )
+
+    @contextmanager
+    def reserved(self, shape: Shape) -> Iterator[Reservation]:
+        """Set memory aside for one sandbox while the context lasts; raises Exhausted when there is no room."""
+        with self.reserved_together([shape]) as (reservation,):
+            yield reservation
+
+    @contextmanager
+    def reserved_together(self, shapes: Sequence[Shape]) -> Iterator[Sequence[Reservation]]:
+        """Reserve for all of ``shapes`` or for none."""
+        placement.require_room(self.room(), shapes, self.rules)
+        reservations = [Reservation(placement.reservation_mib(shape, self.rules)) for shape in shapes]
+        self._held.update(reservations)
+        try:
+            yield reservations
+        finally:
+            self._held.difference_update(reservations)

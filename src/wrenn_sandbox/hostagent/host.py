@@ -1,0 +1,75 @@
+"""Everything a sandbox needs of its host, in one record that the agent fills at start and tests fill with fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from wrenn_sandbox.core.artefacts import Manifest
+from wrenn_sandbox.core.spec import Shape
+from wrenn_sandbox.hostagent.capacity import Capacity
+from wrenn_sandbox.hostagent.guest import Guest
+from wrenn_sandbox.image.catalog import Catalog
+from wrenn_sandbox.net.network import Network
+from wrenn_sandbox.vmm.driver import Driver
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base template that is ready: a disk and the memory of a booted, warm and quiet guest."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def memory(self) -> Path:
+        """The RAM file."""
+        return self.directory / self.manifest.memory
+
+    @property
+    def state(self) -> Path:
+        """The device state."""
+        return self.directory / self.manifest.state
+
+    @property
+    def disk(self) -> Path:
+        """The qcow2 layer above the root file system image."""
+        return self.directory / self.manifest.disk
+
+
+class BaseTemplates(Protocol):
+    """Where base templates come from."""
+
+    async def ready(self, shape: Shape, tell: Callable[[str], None]) -> Base:
+        """The base for ``shape``, made first if need be; ``tell`` hears what it waits for."""
+
+
+class OverlayMaker(Protocol):
+    """Makes an empty qcow2 overlay. Blocks; called in a thread."""
+
+    def __call__(self, overlay: Path, backing: Path, backing_format: str) -> None:
+        """Make the new file ``overlay`` above ``backing``, which is ``raw`` or ``qcow2``."""
+
+
+class GuestOpener(Protocol):
+    """Connects to envd of a restored machine."""
+
+    def __call__(self, host_ip: str, access_token: str) -> AbstractAsyncContextManager[Guest]:
+        """A client whose connections end with the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The parts of this host."""
+
+    driver: Driver
+    network: Network
+    catalog: Catalog
+    capacity: Capacity
+    templates: BaseTemplates
+    make_overlay: OverlayMaker
+    open_guest: GuestOpener
+    run_root: Path

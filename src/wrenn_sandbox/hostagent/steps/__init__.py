@@ -1,0 +1,1 @@
+"""The steps of long operations on a host. Steps do not import each other."""

@@ -1,0 +1,209 @@
+"""Base templates: booted once for each shape, then restored for every sandbox of that shape.
+
+::
+
+    images/bases/
+      <key>/           manifest.json disk.qcow2 memory state last-used
+      .<key>.lock      held by whoever bakes it: two agents may share an images directory
+      .<key>.new/      being baked; what is found there without the lock being held is rubbish
+
+The key is a hash of everything that the memory depends on: artefacts, platform, shape, format. A bake belongs to the
+agent, not to the caller that first needed it: all callers wait for the one, and it goes on when they leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import structlog
+
+from wrenn_sandbox.core.artefacts import MANIFEST_VERSION, ArtefactSet, Manifest, Platform
+from wrenn_sandbox.core.errors import Bug, Unavailable, WrennError, first_cause
+from wrenn_sandbox.core.spec import DEFAULT_SHAPE, Shape
+from wrenn_sandbox.hostagent.host import Base
+from wrenn_sandbox.hostagent.steps.bake import Kitchen, Order, bake
+from wrenn_sandbox.hostagent.threads import in_thread
+
+log = structlog.get_logger()
+
+TEMPLATE_NAME = "base"
+#: What the guest's kernel is told; the driver adds what its machine needs.
+KERNEL_CMDLINE = "console=ttyS0 reboot=t panic=-1 random.trust_cpu=1 tsc=reliable quiet"
+FAILURE_REMEMBERED_S = 30.0
+UNUSED_AFTER_S = 7 * 24 * 3600.0
+_TOUCH_EVERY_S = 60.0
+_CLEAN_EVERY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How one base template is; ``status`` is preparing, ready or failed."""
+
+    shape: Shape
+    status: str
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class _Bake:
+    """One bake under way."""
+
+    shape: Shape
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    base: Base | None = None
+    error: WrennError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    shape: Shape
+    error: WrennError
+    until_s: float  # monotonic
+
+
+def template_key(artefacts: ArtefactSet, platform: Platform, shape: Shape) -> str:
+    """32 hex digits that change with everything a memory snapshot depends on."""
+    parts = {
+        "artefacts": asdict(artefacts),
+        "platform": asdict(platform),
+        "shape": asdict(shape),
+        "v": MANIFEST_VERSION,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Templates:
+    """The base templates of this host's driver; bakes run in ``group``."""
+
+    def __init__(self, kitchen: Kitchen, group: asyncio.TaskGroup) -> None:
+        self._kitchen = kitchen
+        self._group = group
+        self._bakes: dict[str, _Bake] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._loaded: dict[str, Base] = {}
+        self._touched: dict[str, float] = {}
+
+    async def ready(self, shape: Shape, tell: Callable[[str], None]) -> Base:
+        """The base for ``shape``, baked first if need be. Raises Unavailable while a failure is remembered."""
+        artefacts, platform = self._kitchen.catalog.current(), self._kitchen.driver.platform(KERNEL_CMDLINE)
+        key = template_key(artefacts, platform, shape)
+        base = self._load(key)
+        if base is None:
+            tell(f"preparing template {TEMPLATE_NAME} for {shape}")
+            base = await self._baked(Order(key, artefacts, platform, shape))
+            tell("")
+        self._touch(key, base)
+        return base
+
+    async def keep(self, default: Shape = DEFAULT_SHAPE) -> None:
+        """Bake the default shape now and remove what nobody uses, for as long as the agent runs."""
+        try:
+            await self.ready(default, lambda _: None)
+        except WrennError as error:
+            log.error("default template not ready", slug=error.slug, error=error.message)
+        while True:
+            await in_thread(self._remove_unused, default)
+            await asyncio.sleep(_CLEAN_EVERY_S)
+
+    def statuses(self) -> Sequence[Status]:
+        """Every base known to this agent, by shape."""
+        found = {base.manifest.shape: Status(base.manifest.shape, "ready") for base in self._loaded.values()}
+        for failure in self._failures.values():
+            found.setdefault(failure.shape, Status(failure.shape, "failed", failure.error.message))
+        for bake_ in self._bakes.values():
+            found[bake_.shape] = Status(bake_.shape, "preparing")
+        return sorted(found.values(), key=lambda s: (s.shape.vcpus, s.shape.memory_mib))
+
+    def _load(self, key: str) -> Base | None:
+        path = self._kitchen.catalog.bases / key / "manifest.json"
+        if not path.exists():
+            self._loaded.pop(key, None)
+            return None
+        if key not in self._loaded:
+            self._loaded[key] = load_base(path.parent)
+        return self._loaded[key]
+
+    async def _baked(self, order: Order) -> Base:
+        failure = self._failures.get(order.key)
+        if failure is not None and (left := failure.until_s - time.monotonic()) > 0:
+            raise Unavailable(
+                f"The template for {order.shape} could not be prepared a moment ago: {failure.error.message}",
+                slug=failure.error.slug,
+                retry_after_s=max(1, round(left)),
+            )
+        if order.key not in self._bakes:
+            self._bakes[order.key] = _Bake(order.shape)
+            self._group.create_task(self._bake(order, self._bakes[order.key]))
+        under_way = self._bakes[order.key]
+        await under_way.done.wait()
+        if under_way.base is None:
+            raise under_way.error or Bug("The template was not prepared.")
+        return under_way.base
+
+    async def _bake(self, order: Order, under_way: _Bake) -> None:
+        began = time.monotonic()
+        try:
+            under_way.base = load_base(await bake(order, self._kitchen))
+            self._loaded[order.key] = under_way.base
+            self._failures.pop(order.key, None)
+            log.info("template ready", shape=str(order.shape), seconds=round(time.monotonic() - began, 1))
+        except Exception as error:
+            cause = first_cause(error)
+            if not isinstance(cause, WrennError):
+                log.error("template bake failed", shape=str(order.shape), exc_info=error)
+                cause = Bug(f"The template could not be prepared ({type(cause).__name__}); the agent's log says more.")
+            under_way.error = cause
+            until_s = time.monotonic() + FAILURE_REMEMBERED_S
+            self._failures[order.key] = _Failure(order.shape, cause, until_s)
+            log.error("template not ready", shape=str(order.shape), slug=cause.slug, error=cause.message)
+        finally:
+            del self._bakes[order.key]
+            under_way.done.set()
+
+    def _touch(self, key: str, base: Base) -> None:
+        now_s = time.monotonic()
+        if now_s - self._touched.get(key, -_TOUCH_EVERY_S) >= _TOUCH_EVERY_S:
+            self._touched[key] = now_s
+            (base.directory / "last-used").touch()
+
+    def _remove_unused(self, default: Shape) -> None:
+        bases = self._kitchen.catalog.bases
+        artefacts, platform = self._kitchen.catalog.current(), self._kitchen.driver.platform(KERNEL_CMDLINE)
+        for name in unused(bases, keep=template_key(artefacts, platform, default), now_unix_s=time.time()):
+            log.info("removing an unused template", key=name)
+            rubbish = bases / f".{name}.old"
+            (bases / name).rename(rubbish)
+            shutil.rmtree(rubbish, ignore_errors=True)
+
+
+def load_base(directory: Path) -> Base:
+    """Read a baked base's manifest; raises Bug when it is not one."""
+    try:
+        manifest = Manifest.from_json(json.loads((directory / "manifest.json").read_text()))
+        return Base(directory, manifest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Bug(
+            f"The template in {directory} cannot be read: remove that directory.", slug="template_broken"
+        ) from error
+
+
+def unused(bases: Path, *, keep: str, now_unix_s: float) -> Sequence[str]:
+    """Names of bases that no sandbox was made from for a week, but for ``keep``."""
+    if not bases.is_dir():
+        return []
+    found = []
+    for path in bases.iterdir():
+        if path.name == keep or path.name.startswith(".") or not path.is_dir():
+            continue
+        stamp = path / "last-used"
+        last_s = stamp.stat().st_mtime if stamp.exists() else path.stat().st_mtime
+        if now_unix_s - last_s > UNUSED_AFTER_S:
+            found.append(path.name)
+    return found
