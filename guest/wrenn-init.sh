@@ -5,8 +5,8 @@
 # the console and passed over, since a sandbox without, say, a clock daemon is still a sandbox.
 
 T=/run/wrenn/tools
-B=$T/bin/busybox
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# Plain names are busybox's own applets, which this shell prefers; nothing of the root file system is ever run here.
+export PATH=$T/bin
 
 # Kept the same as core/slots.py by a test.
 GUEST_IP=169.254.0.21
@@ -15,7 +15,7 @@ PREFIX_LENGTH=30
 GATEWAY_MAC=02:fc:00:00:00:06
 
 say() {
-    $B echo "wrenn-init: $*"
+    echo "wrenn-init: $*"
 }
 
 # attempt WHAT COMMAND...: run it, and say so when it fails
@@ -27,72 +27,72 @@ attempt() {
 
 # write FILE TEXT: as far as the root file system lets us
 write() {
-    { $B printf '%s\n' "$2" >"$1"; } 2>/dev/null || say "$1 is not writable"
+    { printf '%s\n' "$2" >"$1"; } 2>/dev/null || say "$1 is not writable"
 }
 
 mounts() {
-    $B mkdir -p /dev/pts /dev/shm /tmp /run/lock /run/wrenn
-    attempt /dev/pts $B mount -t devpts -o gid=5,mode=620,ptmxmode=666,nosuid,noexec devpts /dev/pts
-    attempt /dev/shm $B mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
+    mkdir -p /dev/pts /dev/shm /tmp /run/lock /run/wrenn
+    attempt /dev/pts mount -t devpts -o gid=5,mode=620,ptmxmode=666,nosuid,noexec devpts /dev/pts
+    attempt /dev/shm mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
     # /tmp stays on the disk: a tmpfs would take the sandbox's memory, and its snapshots' too.
-    $B chmod 1777 /tmp /run/lock
+    chmod 1777 /tmp /run/lock
     for link in fd:/proc/self/fd stdin:/proc/self/fd/0 stdout:/proc/self/fd/1 stderr:/proc/self/fd/2; do
-        [ -e "/dev/${link%%:*}" ] || $B ln -s "${link#*:}" "/dev/${link%%:*}"
+        [ -e "/dev/${link%%:*}" ] || ln -s "${link#*:}" "/dev/${link%%:*}"
     done
-    [ ! -e /dev/fuse ] || $B chmod 666 /dev/fuse
+    [ ! -e /dev/fuse ] || chmod 666 /dev/fuse
 }
 
 cgroups() {
-    attempt /sys/fs/cgroup $B mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup || return
+    attempt /sys/fs/cgroup mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup || return
     for controller in cpu memory io pids; do
-        $B echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || say "no $controller controller"
+        echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || say "no $controller controller"
     done
 }
 
 modules() {
-    release=$($B uname -r)
+    release=$(uname -r)
     [ -d "$T/modules/$release" ] || return
-    $B mkdir -p "/lib/modules/$release" && attempt modules $B mount --bind "$T/modules/$release" "/lib/modules/$release"
+    mkdir -p "/lib/modules/$release" && attempt modules mount --bind "$T/modules/$release" "/lib/modules/$release"
 }
 
 # Even an empty root file system has users, a name and a resolver.
 identity() {
-    $B mkdir -p /etc /root
+    mkdir -p /etc /root
     [ -e /etc/passwd ] || write /etc/passwd 'root:x:0:0:root:/root:/bin/sh'
     [ -e /etc/group ] || write /etc/group 'root:x:0:'
-    name=$($B cat /etc/hostname 2>/dev/null)
-    $B hostname "${name:-sandbox}"
-    $B grep -q "127.0.0.1" /etc/hosts 2>/dev/null || write /etc/hosts "127.0.0.1 localhost
+    name=$(cat /etc/hostname 2>/dev/null)
+    hostname "${name:-sandbox}"
+    grep -q "127.0.0.1" /etc/hosts 2>/dev/null || write /etc/hosts "127.0.0.1 localhost
 127.0.1.1 ${name:-sandbox}
 ::1 localhost ip6-localhost ip6-loopback"
-    if [ -L /etc/resolv.conf ]; then $B rm -f /etc/resolv.conf; fi # would point at a resolver that does not run here
+    if [ -L /etc/resolv.conf ]; then rm -f /etc/resolv.conf; fi # would point at a resolver that does not run here
     write /etc/resolv.conf "nameserver $GATEWAY_IP"
 }
 
 network() {
-    attempt lo $B ip link set lo up
+    attempt lo ip link set lo up
     if [ ! -e /sys/class/net/eth0 ]; then
         say "no network device"
         return
     fi
-    attempt address $B ip address add $GUEST_IP/$PREFIX_LENGTH dev eth0
-    attempt eth0 $B ip link set eth0 up
-    attempt route $B ip route add default via $GATEWAY_IP
+    attempt address ip address add $GUEST_IP/$PREFIX_LENGTH dev eth0
+    attempt eth0 ip link set eth0 up
+    attempt route ip route add default via $GATEWAY_IP
     # The gateway's address is the same on every slot, so a restored sandbox never has to ask for it.
-    attempt neighbour $B arp -i eth0 -s $GATEWAY_IP $GATEWAY_MAC
+    attempt neighbour arp -i eth0 -s $GATEWAY_IP $GATEWAY_MAC
     # Memory is short and one address is all there is: IPv6 stays off until it is supported outside.
-    $B echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null
+    echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null
 }
 
 # The kernel has read the clock device once, at boot; from here chronyd keeps it, also across restores.
 clock() {
-    $B mkdir -p /run/wrenn/chrony
+    mkdir -p /run/wrenn/chrony
     if [ -e /dev/ptp0 ]; then
         source="refclock PHC /dev/ptp0 poll 0 dpoll -2 offset 0"
     else
         source="server $GATEWAY_IP iburst minpoll -2 maxpoll 1"
     fi
-    $B cat >/run/wrenn/chrony.conf <<EOF
+    cat >/run/wrenn/chrony.conf <<EOF
 $source
 makestep 1.0 -1
 cmdport 0
@@ -110,6 +110,6 @@ modules
 identity
 network
 clock
-say "ready after $($B cut -d ' ' -f 1 /proc/uptime) s"
+say "ready after $(cut -d ' ' -f 1 /proc/uptime) s"
 cd /
 exec $T/bin/tini -- $T/bin/python -P -m wrenn_sandbox.envd --port 49983 </dev/null

@@ -16,8 +16,8 @@ from wrenn_sandbox.image.store import file_digest
 PACKAGES = (
     "bash", "coreutils", "util-linux", "procps", "psmisc", "python3", "python3-pip", "python3-venv",
     "python-is-python3", "nodejs", "npm", "git", "curl", "wget", "sudo", "build-essential", "socat", "chrony",
-    "ca-certificates", "iproute2", "iputils-ping", "netbase", "tzdata", "less", "jq", "nano", "fuse3", "openssh-client", "unzip",
-    "xz-utils", "file",
+    "ca-certificates", "iproute2", "iputils-ping", "netbase", "tzdata", "less", "jq", "nano", "fuse3", "openssh-client",
+    "unzip", "xz-utils", "file",
 )  # fmt: skip
 HOSTNAME = "sandbox"
 USER, USER_ID = "user", 1000
