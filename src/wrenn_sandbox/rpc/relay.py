@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from multidict import CIMultiDict
@@ -24,6 +24,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Opened = TypeVar("Opened")
 
 FORWARDED_AUTHORIZATION = "x-wrenn-forwarded-authorization"
 #: Bytes of one direction held in memory at most, per request.
@@ -116,14 +117,16 @@ async def relay_http(
     *,
     headers_drop: Collection[str] = (),
     extra_headers: Sequence[tuple[str, str]] = (),
+    dial_pauses_s: Sequence[float] = (),
 ) -> None:
     """Relay one HTTP request to ``upstream_url`` (already percent-encoded, with its query) and its answer back.
 
-    ``headers_drop`` names request headers (lower case) that stay behind. Raises DialFailed or UpstreamBroken only while
+    ``headers_drop`` names request headers (lower case) that stay behind. An upstream to which no connection can be made
+    is dialled again after each of ``dial_pauses_s``. Raises DialFailed or UpstreamBroken only while
     nothing has been sent to the client. A client that goes away ends the upstream request.
     """
     headers = _request_headers(scope, headers_drop, extra_headers)
-    hop = _HttpHop(scope, receive, send)
+    hop = _HttpHop(scope, receive, send, dial_pauses_s)
     failure: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -142,32 +145,31 @@ async def relay_http(
 class _HttpHop:
     """One HTTP request on its way through."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, dial_pauses_s: Sequence[float]) -> None:
         self._scope, self._receive, self._send = scope, receive, send
+        self._dial_pauses_s = dial_pauses_s
         self._body_read = asyncio.Event()
         self.client_gone = False
 
     async def exchange(self, session: aiohttp.ClientSession, url: URL, headers: CIMultiDict[str]) -> None:
-        started = False
-        data: AsyncIterator[bytes] | None = None
-        if "content-length" in headers or _has_header(self._scope, b"transfer-encoding"):
-            data = self._request_body()
-        else:
+        has_body = "content-length" in headers or _has_header(self._scope, b"transfer-encoding")
+        if not has_body:
             self._body_read.set()
-        method = self._scope["method"]
-        try:
-            async with session.request(method, url, headers=headers, data=data, allow_redirects=False) as answer:
-                start = {"type": "http.response.start", "status": answer.status, "headers": _answer_headers(answer)}
-                started = True
+
+        async def dial() -> aiohttp.ClientResponse:
+            data = self._request_body() if has_body else None
+            return await session.request(self._scope["method"], url, headers=headers, data=data, allow_redirects=False)
+
+        async with await _dialled(dial, self._dial_pauses_s) as answer:
+            start = {"type": "http.response.start", "status": answer.status, "headers": _answer_headers(answer)}
+            try:
                 await self._send(start)
                 async for chunk in answer.content.iter_any():
                     for piece in _pieces(chunk):
                         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            if started:
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise UpstreamCut(str(error)) from error
-            raise _before_answer(error) from error
 
     async def _request_body(self) -> AsyncIterator[bytes]:
         while True:
@@ -196,10 +198,19 @@ def _pieces(chunk: bytes) -> Iterable[bytes]:
     return (chunk[i : i + CHUNK_BYTES] for i in range(0, len(chunk), CHUNK_BYTES))
 
 
-def _before_answer(error: Exception) -> Unavailable:
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return DialFailed("Nothing listens on this port of the sandbox.")
-    return UpstreamBroken("The program behind this port closed the connection without an answer.")
+async def _dialled(dial: Callable[[], Awaitable[Opened]], pauses_s: Sequence[float]) -> Opened:
+    for pause_s in (*pauses_s, None):
+        try:
+            return await dial()
+        except aiohttp.WSServerHandshakeError as error:
+            raise UpgradeRefused(error.status) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            if pause_s is None:
+                raise DialFailed("Nothing listens on this port of the sandbox.") from error
+            await asyncio.sleep(pause_s)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise UpstreamBroken("The program behind this port closed the connection without an answer.") from error
+    raise AssertionError("the last pause is None")
 
 
 def _request_headers(scope: Scope, drop: Collection[str], extra: Sequence[tuple[str, str]]) -> CIMultiDict[str]:
@@ -233,6 +244,7 @@ async def relay_websocket(
     *,
     headers_drop: Collection[str] = (),
     extra_headers: Sequence[tuple[str, str]] = (),
+    dial_pauses_s: Sequence[float] = (),
 ) -> None:
     """Relay one WebSocket to ``upstream_url`` (``http`` or ``ws`` scheme) until either side closes.
 
@@ -242,18 +254,17 @@ async def relay_websocket(
     headers = _request_headers(scope, {*_WEBSOCKET_HANDSHAKE, *headers_drop}, extra_headers)
     if (await receive())["type"] != "websocket.connect":
         return
-    try:
-        upstream = await session.ws_connect(
+
+    async def dial() -> aiohttp.ClientWebSocketResponse:
+        return await session.ws_connect(
             URL(upstream_url, encoded=True),
             headers=headers,
             protocols=tuple(scope.get("subprotocols", ())),
             max_msg_size=MAX_WEBSOCKET_MESSAGE_BYTES,
             compress=0,
         )
-    except aiohttp.WSServerHandshakeError as error:
-        raise UpgradeRefused(error.status) from error
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise _before_answer(error) from error
+
+    upstream = await _dialled(dial, dial_pauses_s)
     async with upstream:
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol})
         async with asyncio.TaskGroup() as group:

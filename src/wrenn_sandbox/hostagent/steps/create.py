@@ -2,14 +2,13 @@
 
 Everything it acquires goes on the caller's stack in the order below and leaves it in reverse, whatever happens::
 
-    memory reserved ▸ base template ▸ directory ▸ link ▸ overlay ▸ machine ▸ guest client
+    memory reserved ▸ base template ▸ directory with overlay ▸ link ▸ machine ▸ guest client
 
 Nothing is sent to the guest before ``/init``: the first request is the one that counts.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrenn_sandbox.core.errors import first_cause
+import aiohttp
+
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.core.spec import SandboxSpec
 from wrenn_sandbox.hostagent import journal
@@ -26,10 +26,12 @@ from wrenn_sandbox.hostagent.host import Base, Host
 from wrenn_sandbox.hostagent.phases import Stopwatch
 from wrenn_sandbox.hostagent.threads import in_thread
 from wrenn_sandbox.net.network import Link
+from wrenn_sandbox.rpc.relay import relay_session
 from wrenn_sandbox.vmm.driver import Machine, MachineFiles, MachineSpec
 
 #: The restored guest must take its identity within this time.
 INIT_LIMIT_S = 10.0
+RELAY_CONNECT_LIMIT_S = 5.0
 _ENTROPY_BYTES = 64
 
 
@@ -49,6 +51,7 @@ class Parts:
     link: Link
     machine: Machine
     guest: Guest
+    relay: aiohttp.ClientSession  # for the ports of its programs
 
 
 async def create(
@@ -64,7 +67,8 @@ async def create(
         base = await host.templates.ready(request.spec.shape, lambda doing: setattr(watch, "doing", doing))
     with watch.phase("prepare"):
         directory = stack.enter_context(journal.machine_directory(host.run_root, str(request.id)))
-        link = await _disk_and_link(request, host, base, directory / "disk.qcow2", stack)
+        await in_thread(host.make_overlay, directory / "disk.qcow2", base.disk, "qcow2")
+        link = await stack.enter_async_context(host.network.link(request.spec.network))
     with watch.phase("restore"):
         spec = machine_spec(request, host, base, directory, link)
         machine = await stack.enter_async_context(host.driver.restore(spec, base.state))
@@ -75,16 +79,8 @@ async def create(
         token = request.spec.access_token
         guest = await stack.enter_async_context(host.open_guest(link.slot.host_ip, token))
         await guest.initialise(identity(request), limit_s=INIT_LIMIT_S)
-    return Parts(link, machine, guest)
-
-
-async def _disk_and_link(request: Request, host: Host, base: Base, disk: Path, stack: AsyncExitStack) -> Link:
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(in_thread(host.make_overlay, disk, base.disk, "qcow2"))
-            return await stack.enter_async_context(host.network.link(request.spec.network))
-    except BaseExceptionGroup as failed:
-        raise first_cause(failed) from failed
+    relay = await stack.enter_async_context(relay_session(connect_timeout_s=RELAY_CONNECT_LIMIT_S))
+    return Parts(link, machine, guest, relay)
 
 
 def machine_spec(request: Request, host: Host, base: Base, directory: Path, link: Link) -> MachineSpec:

@@ -1,0 +1,37 @@
+"""The driver and the network of this host, as the settings choose them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from wrenn_sandbox.hostagent.guest import CHUNK_BYTES, Guest
+from wrenn_sandbox.net.network import Network
+from wrenn_sandbox.vmm.driver import Driver
+
+#: Connections to one guest at once; more requests wait.
+MAX_GUEST_CONNECTIONS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What sandboxes run on."""
+
+    driver: Driver
+    network: Network
+
+
+@asynccontextmanager
+async def open_guest(host_ip: str, access_token: str) -> AsyncIterator[Guest]:
+    """A client to one guest, with connections of its own. envd keeps idle connections open, so we do too."""
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=MAX_GUEST_CONNECTIONS, keepalive_timeout=60.0, use_dns_cache=False),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        read_bufsize=CHUNK_BYTES,
+        trust_env=False,
+    ) as session:
+        yield Guest(session, host_ip, access_token)

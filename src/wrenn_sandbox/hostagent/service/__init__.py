@@ -1,0 +1,1 @@
+"""HostAgentService: each module answers the calls of one subject; ``service`` puts them together."""
