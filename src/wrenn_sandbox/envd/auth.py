@@ -89,4 +89,4 @@ def same(left: bytes, right: bytes) -> bool:
 
 def _seconds(text: str) -> float:
     """Unix seconds; anything that is not a plain decimal number counts as long over."""
-    return float(text) if text.isascii() and text.isdigit() else 0.0
+    return float(text) if text.isascii() and text.isdigit() else float("-inf")
