@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wrenn_sandbox.image.debian import GuestApt, unpack
-from wrenn_sandbox.image.recipe import Product, Recipe, Sources, fingerprint
+from wrenn_sandbox.image.recipe import Product, Recipe, Sources, code, fingerprint
 from wrenn_sandbox.image.store import file_digest
 
 #: Loaded in this order, each after what it depends on. What the kernel has built in, or has not, is passed over.
@@ -49,7 +49,7 @@ def recipe(apt: GuestApt, sources: Sources, kernel: Path, kernel_digest: str) ->
         name="initramfs",
         kind="initramfs",
         doing="packing busybox and modules",
-        key=fingerprint(kernel_digest, script, Path(__file__)),
+        key=fingerprint(kernel_digest, script, code(__file__)),
         packages=("busybox-static",),
         make=make,
     )

@@ -1,4 +1,4 @@
-"""The guest kernel: Debian's cloud kernel, unpacked, with its module tree; and the command line it gets.
+"""The guest kernel: Debian's cloud kernel, unpacked, with its module tree.
 
 ::
 
@@ -14,26 +14,13 @@ from pathlib import Path
 
 from wrenn_sandbox.core.errors import Unavailable
 from wrenn_sandbox.image.debian import GuestApt, unpack
-from wrenn_sandbox.image.recipe import Product, Recipe, fingerprint
+from wrenn_sandbox.image.recipe import Product, Recipe, code, fingerprint
 from wrenn_sandbox.image.store import tree_digest
 
 PACKAGE = "linux-image-cloud-amd64"
 #: Drivers of hardware that our machines never have make up half of the tree; these folders of drivers/ stay.
 _DRIVERS_KEPT = frozenset({"block", "char", "md", "net", "ptp", "vhost", "virtio"})
 _NET_DRIVERS_DROPPED = frozenset({"ethernet", "fjes", "hyperv", "phy", "vmxnet3", "wwan", "xen-netback"})
-
-
-def command_line(accelerator: str) -> str:
-    """Kernel arguments for ``accelerator`` (``tcg`` or ``kvm``).
-
-    ``reboot=t panic=-1``: a guest that panics or reboots ends its VMM at once (triple fault with -no-reboot).
-    ``8250.nr_uarts=1``: probing for more serial ports costs exits. The clock source under KVM is the one the PTP clock
-    pairs with; under TCG the TSC is QEMU's own and steady.
-    """
-    clock = "clocksource=kvm-clock" if accelerator == "kvm" else "tsc=reliable"
-    return (
-        f"console=ttyS0 quiet loglevel=4 reboot=t panic=-1 random.trust_cpu=on 8250.nr_uarts=1 no_timer_check {clock}"
-    )
 
 
 def recipe(apt: GuestApt) -> Recipe:
@@ -46,7 +33,7 @@ def recipe(apt: GuestApt) -> Recipe:
         name="kernel",
         kind="kernels",
         doing=f"downloading and unpacking {PACKAGE}",
-        key=fingerprint(PACKAGE, Path(__file__)),
+        key=fingerprint(PACKAGE, code(__file__)),
         packages=(PACKAGE,),
         make=make,
     )

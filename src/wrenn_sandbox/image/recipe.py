@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -58,6 +59,15 @@ class Sources:
                 slug="sources_missing",
             )
         return sources
+
+
+def code(module: str) -> str:
+    """What a recipe's module does, as an input: its syntax without comments, docstrings and layout."""
+    tree = ast.parse(Path(module).read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
+    return ast.dump(tree)
 
 
 def fingerprint(*parts: str | bytes | Path | Iterable[Path]) -> str:

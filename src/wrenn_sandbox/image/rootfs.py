@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 from wrenn_sandbox.core.errors import Denied
 from wrenn_sandbox.image.command import run
 from wrenn_sandbox.image.debian import ARCHITECTURE, SUITE, Mirror
-from wrenn_sandbox.image.recipe import EPOCH_S, Product, Recipe, fingerprint
+from wrenn_sandbox.image.recipe import EPOCH_S, Product, Recipe, code, fingerprint
 from wrenn_sandbox.image.store import file_digest
 
 PACKAGES = (
@@ -76,7 +76,7 @@ def recipe(mirror: Mirror, size_mib: int = DEFAULT_SIZE_MIB) -> Recipe:
         name="rootfs",
         kind="rootfs",
         doing=f"bootstrapping Debian {SUITE} with {len(PACKAGES)} packages",
-        key=fingerprint(" ".join(PACKAGES), str(size_mib), Path(__file__)),
+        key=fingerprint(" ".join(PACKAGES), str(size_mib), code(__file__)),
         packages=PACKAGES,
         make=make,
     )

@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 
 from wrenn_sandbox.core.errors import Unavailable
 from wrenn_sandbox.image.command import find_tool, missing_tool, run
-from wrenn_sandbox.image.recipe import Product, Recipe, fingerprint
+from wrenn_sandbox.image.recipe import Product, Recipe, code, fingerprint
 from wrenn_sandbox.image.store import tree_digest
 
 LOADER = "lib/ld-linux-x86-64.so.2"
@@ -170,7 +170,7 @@ async def recipe() -> Recipe:
         name="runtime",
         kind="runtimes",
         doing=f"copying QEMU {parts.version} and its libraries",
-        key=fingerprint(parts.identity(), Path(__file__)),
+        key=fingerprint(parts.identity(), code(__file__)),
         packages=(),
         make=make,
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from wrenn_sandbox.core.errors import Unavailable
 from wrenn_sandbox.image.command import run
 from wrenn_sandbox.image.debian import GuestApt, unpack
-from wrenn_sandbox.image.recipe import EPOCH_S, Product, Recipe, Sources, fingerprint
+from wrenn_sandbox.image.recipe import EPOCH_S, Product, Recipe, Sources, code, fingerprint
 from wrenn_sandbox.image.store import file_digest, tree_digest
 
 MOUNT_POINT = "/run/wrenn/tools"
@@ -72,7 +72,7 @@ def base_recipe(apt: GuestApt, sources: Sources, kernel: Path, kernel_digest: st
         name="toolbase",
         kind="cache/toolbase",
         doing="collecting Python, wheels and programs for the tools disk",
-        key=fingerprint(kernel_digest, " ".join(PACKAGES), sources.lock, Path(__file__)),
+        key=fingerprint(kernel_digest, " ".join(PACKAGES), sources.lock, code(__file__)),
         packages=PACKAGES,
         make=make,
     )
@@ -90,7 +90,7 @@ def recipe(sources: Sources, base: Path, base_digest: str) -> Recipe:
         name="tools",
         kind="tools",
         doing="building the tools disk",
-        key=fingerprint(base_digest, Path(__file__), relative, *own),
+        key=fingerprint(base_digest, code(__file__), relative, *own),
         packages=(),
         make=make,
     )
