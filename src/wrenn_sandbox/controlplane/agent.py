@@ -1,105 +1,78 @@
-"""The client to a host agent: one kept-alive connection pool, typed errors, and cancels that stay cancels."""
+"""The client to a host agent: typed errors, of which the user hears about the host and not about our plumbing."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
-from connectrpc.code import Code
-from connectrpc.errors import ConnectError
-from pyqwest import Client, HTTPTransport
+import aiohttp
+import structlog
 
-from wrenn_sandbox.core.errors import Bug, Unavailable, WrennError
-from wrenn_sandbox.rpc.errors import from_connect
-from wrenn_sandbox.rpc.gen.hostagent.v1.hostagent_connect import HostAgentServiceClient
+from wrenn_sandbox.core.errors import Timeout, Unauthenticated, Unavailable, WrennError
+from wrenn_sandbox.rpc.channel import Channel, Message
+from wrenn_sandbox.rpc.relay import relay_session
 
-Req_contra = TypeVar("Req_contra", contravariant=True)
-Res_co = TypeVar("Res_co", covariant=True)
+Answer = TypeVar("Answer", bound=Message)
 
+SERVICE = "hostagent.v1.HostAgentService"
 #: For everything that is not a command or a create.
 CALL_S = 15.0
-#: Shorter than a server keeps an idle connection (uvicorn: 5 s), so that we never send into one being closed.
-_POOL_IDLE_S = 4.0
-_CONNECT_S = 3.0
 _RETRY_AFTER_S = 2
+#: What the channel says when the agent itself said nothing.
+_PLUMBING = frozenset({"peer_unreachable", "peer_broken"})
 
-
-class Unary(Protocol[Req_contra, Res_co]):
-    """A method of the generated client that has one answer."""
-
-    def __call__(
-        self, request: Req_contra, *, headers: dict[str, str] | None = None, timeout_ms: int | None = None
-    ) -> Awaitable[Res_co]:
-        """Send ``request``."""
-
-
-class Streaming(Protocol[Req_contra, Res_co]):
-    """A method of the generated client that answers with a stream."""
-
-    def __call__(
-        self, request: Req_contra, *, headers: dict[str, str] | None = None, timeout_ms: int | None = None
-    ) -> AsyncIterator[Res_co]:
-        """Send ``request``."""
+_log = structlog.get_logger()
 
 
 class HostAgent:
-    """One host's agent. ``rpc`` has the generated methods, to be given to ``call`` and ``stream``."""
+    """One host's agent. ``method`` is always the name of an RPC, ``answer`` the class of its answer.
 
-    def __init__(self, url: str, token: str, client: Client) -> None:
+    Raises the agent's own typed errors, or Unavailable (``host_unavailable``) when none came.
+    """
+
+    def __init__(self, url: str, token: str, session: aiohttp.ClientSession) -> None:
         self.url = url
-        self.rpc = HostAgentServiceClient(url, http_client=client, accept_compression=(), send_compression=None)
         self.bearer = f"Bearer {token}"
-        self._headers = {"authorization": self.bearer}
+        self._channel = Channel(session, url, SERVICE, {"authorization": self.bearer})
 
-    async def call(
-        self, method: Unary[Req_contra, Res_co], request: Req_contra, *, timeout_s: float = CALL_S
-    ) -> Res_co:
-        """One call. Raises the agent's own typed error, or Unavailable (``host_unavailable``) when none came."""
-        try:
-            return await method(request, headers=self._headers, timeout_ms=int(timeout_s * 1000))
-        except ConnectError as error:
-            raise _typed(error) from error
+    async def call(self, method: str, request: Message, answer: type[Answer], *, timeout_s: float = CALL_S) -> Answer:
+        """One request, one answer."""
+        with _translated(method):
+            return await self._channel.unary(method, request, answer, timeout_s=timeout_s)
 
-    async def stream(self, method: Streaming[Req_contra, Res_co], request: Req_contra) -> AsyncGenerator[Res_co, None]:
-        """A stream of answers without a time limit; use within ``aclosing``. Errors as ``call``, at any message."""
-        try:
-            # The generated methods promise an iterator; what they return is an async generator that must be closed.
-            async with aclosing(cast("Any", method(request, headers=self._headers))) as messages:
+    async def stream(self, method: str, request: Message, answer: type[Answer]) -> AsyncGenerator[Answer, None]:
+        """A stream of answers without a time limit; use within ``aclosing``."""
+        with _translated(method):
+            async with self._channel.server_stream(method, request, answer) as messages:
                 async for message in messages:
                     yield message
-        except ConnectError as error:
-            raise _typed(error) from error
+
+    async def send_stream(self, method: str, requests: AsyncIterator[Message], answer: type[Answer]) -> Answer:
+        """A stream of requests, one answer; no time limit."""
+        with _translated(method):
+            return await self._channel.client_stream(method, requests, answer)
 
 
 @asynccontextmanager
 async def open_agent(url: str, token: str) -> AsyncIterator[HostAgent]:
-    """A client to the agent at ``url``; its connections are closed on leaving."""
-    transport = HTTPTransport(
-        connect_timeout=_CONNECT_S,
-        pool_idle_timeout=_POOL_IDLE_S,
-        pool_max_idle_per_host=64,
-        follow_redirects=False,
-        enable_gzip=False,
-        enable_brotli=False,
-        enable_zstd=False,
-        enable_otel=False,
-    )
-    async with transport:
-        yield HostAgent(url, token, Client(transport))
+    """A client to the agent at ``url``; its connections are kept alive, and closed on leaving."""
+    async with relay_session(connect_timeout_s=3.0) as session:
+        yield HostAgent(url, token, session)
 
 
-def _typed(error: ConnectError) -> BaseException:
-    if isinstance(error.__cause__, asyncio.CancelledError):
-        return error.__cause__  # the client library answers a cancel with an error; a cancel must go on as one
-    if error.details:
-        typed = from_connect(error)
-        return _our_fault(typed) if error.code is Code.UNAUTHENTICATED else typed
-    if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELED):
-        return Unavailable("The host of this sandbox does not answer; try again soon.", retry_after_s=_RETRY_AFTER_S)
-    return _our_fault(error) if error.code is Code.UNAUTHENTICATED else Bug(f"The host agent failed: {error.message}")
-
-
-def _our_fault(error: Exception) -> WrennError:
-    return Unavailable(f"The host agent does not accept this control plane's token ({error}); check both token files.")
+@contextmanager
+def _translated(method: str) -> Iterator[None]:
+    try:
+        yield
+    except Unauthenticated as error:
+        _log.error("the host agent does not take our token", reason=error.message)
+        raise Unavailable("The host agent does not accept this control plane's token: check both token files.")
+    except WrennError as error:
+        silent = isinstance(error, Timeout) and isinstance(error.__cause__, TimeoutError)
+        if error.slug not in _PLUMBING and not silent:
+            raise
+        _log.warning("the host agent does not answer", method=method, reason=error.message)
+        raise Unavailable(
+            "The host of this sandbox does not answer; try again soon.", retry_after_s=_RETRY_AFTER_S
+        ) from error

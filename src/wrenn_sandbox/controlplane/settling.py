@@ -39,6 +39,15 @@ class Settling:
         self._group.create_task(self._carry(sandbox, work, result))
         return await asyncio.shield(result)
 
+    def begin(self, sandbox: SandboxId, work: Coroutine[object, object, object]) -> None:
+        """Let ``work`` run to its end without waiting for it. Its error is lost: it must log what matters."""
+        if self._closed:
+            work.close()
+            return
+        result: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(_look_at)
+        self._group.create_task(self._carry(sandbox, work, result))
+
     def is_busy(self, sandbox: SandboxId) -> bool:
         """Whether work on the sandbox is under way in this process."""
         return self._busy[sandbox] > 0

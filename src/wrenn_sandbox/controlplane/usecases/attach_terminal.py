@@ -46,20 +46,18 @@ class Terminal:
 
     async def type(self, data: bytes) -> None:
         """Send input. Raises NotFound when the terminal has ended."""
-        rpc = self.platform.agent.rpc
         request = pb.PtySendInputRequest(sandbox_id=str(self.sandbox), tag=self.tag, data=data)
-        await self.platform.agent.call(rpc.pty_send_input, request, timeout_s=INPUT_S)
+        await self.platform.agent.call("PtySendInput", request, pb.PtySendInputResponse, timeout_s=INPUT_S)
 
     async def resize(self, size: Size) -> None:
         """Change the window."""
-        rpc = self.platform.agent.rpc
         request = pb.PtyResizeRequest(sandbox_id=str(self.sandbox), tag=self.tag, cols=size.cols, rows=size.rows)
-        await self.platform.agent.call(rpc.pty_resize, request)
+        await self.platform.agent.call("PtyResize", request, pb.PtyResizeResponse)
 
     async def kill(self) -> None:
         """End what runs in it."""
         request = pb.PtyKillRequest(sandbox_id=str(self.sandbox), tag=self.tag)
-        await self.platform.agent.call(self.platform.agent.rpc.pty_kill, request)
+        await self.platform.agent.call("PtyKill", request, pb.PtyKillResponse)
 
 
 async def open_terminal(platform: Platform, team: TeamId, sandbox: SandboxId, tag: str = "") -> Terminal:
@@ -84,6 +82,6 @@ async def attach(terminal: Terminal, shell: Shell | None) -> AsyncGenerator[pb.P
             user=shell.user,
         )
     agent = terminal.platform.agent
-    async with aclosing(agent.stream(agent.rpc.pty_attach, request)) as events:
+    async with aclosing(agent.stream("PtyAttach", request, pb.PtyAttachResponse)) as events:
         async for event in events:
             yield event

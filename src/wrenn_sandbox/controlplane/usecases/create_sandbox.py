@@ -98,7 +98,7 @@ async def _make(platform: Platform, row: Sandbox, template_name: str) -> Created
         await sandboxes.add(connection, row)
     try:
         request = create_request(row, template_name)
-        answer = await platform.agent.call(platform.agent.rpc.create_sandbox, request, timeout_s=CREATE_S)
+        answer = await platform.agent.call("CreateSandbox", request, pb.CreateSandboxResponse, timeout_s=CREATE_S)
         shape = created_shape(answer, row.shape)
     except Exception as error:
         await _give_up(platform, row, error if isinstance(error, WrennError) else Bug("Making it failed."))
@@ -132,4 +132,4 @@ async def _destroy_quietly(platform: Platform, sandbox: SandboxId) -> None:
     platform.rows.drop(sandbox)
     with suppress(WrennError):
         request = pb.DestroySandboxRequest(sandbox_id=str(sandbox))
-        await platform.agent.call(platform.agent.rpc.destroy_sandbox, request, timeout_s=CLEAN_UP_S)
+        await platform.agent.call("DestroySandbox", request, pb.DestroySandboxResponse, timeout_s=CLEAN_UP_S)

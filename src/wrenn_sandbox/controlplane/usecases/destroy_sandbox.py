@@ -29,6 +29,6 @@ async def _destroy(platform: Platform, sandbox: SandboxId) -> None:
         await sandboxes.move(connection, sandbox, _ENDABLE, State.STOPPING)
     platform.rows.drop(sandbox)
     request = pb.DestroySandboxRequest(sandbox_id=str(sandbox))
-    await platform.agent.call(platform.agent.rpc.destroy_sandbox, request, timeout_s=DESTROY_S)
+    await platform.agent.call("DestroySandbox", request, pb.DestroySandboxResponse, timeout_s=DESTROY_S)
     async with platform.db.write() as connection:
         await sandboxes.move(connection, sandbox, {State.STOPPING}, State.STOPPED)

@@ -53,7 +53,7 @@ async def run_command(platform: Platform, team: TeamId, sandbox: SandboxId, comm
     """Run a command to its end. A command that does not exist ends with 127; one out of time keeps its output."""
     await find_usable(platform, team, sandbox)
     limit_s = (command.timeout_s or DEFAULT_TIMEOUT_S) + _MARGIN_S
-    answer = await platform.agent.call(platform.agent.rpc.exec, _request(sandbox, command), timeout_s=limit_s)
+    answer = await platform.agent.call("Exec", _request(sandbox, command), pb.ExecResponse, timeout_s=limit_s)
     exit_code = answer.exit_code if answer.exit_code or not answer.interrupted else -1
     return Outcome(answer.stdout, answer.stderr, exit_code, answer.interrupted, answer.truncated)
 
@@ -63,7 +63,8 @@ async def stream_command(
 ) -> AsyncGenerator[pb.ExecStreamResponse, None]:
     """Run a command and yield its events; leaving early does not end the process. Use within ``aclosing``."""
     await find_usable(platform, team, sandbox)
-    async with aclosing(platform.agent.stream(platform.agent.rpc.exec_stream, _request(sandbox, command))) as events:
+    request = _request(sandbox, command)
+    async with aclosing(platform.agent.stream("ExecStream", request, pb.ExecStreamResponse)) as events:
         async for event in events:
             yield event
 
@@ -80,7 +81,7 @@ async def start_background(platform: Platform, team: TeamId, sandbox: SandboxId,
         cwd=command.cwd,
         user=command.user,
     )
-    answer = await platform.agent.call(platform.agent.rpc.start_background, request)
+    answer = await platform.agent.call("StartBackground", request, pb.StartBackgroundResponse)
     return Started(answer.pid, answer.tag or request.tag)
 
 

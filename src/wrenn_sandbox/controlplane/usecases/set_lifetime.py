@@ -48,13 +48,13 @@ async def _tell(platform: Platform, row: Sandbox, wanted: Lifetime) -> Sandbox:
             raise Conflict("The sandbox has just stopped running.")
     platform.rows.drop(row.id)
     request = pb.SetLifetimeRequest(sandbox_id=str(row.id), lifetime=lifetime_message(wanted))
-    await platform.agent.call(platform.agent.rpc.set_lifetime, request)
+    await platform.agent.call("SetLifetime", request, pb.SetLifetimeResponse)
     return replace(row, lifetime=wanted)
 
 
 async def ping_sandbox(platform: Platform, team: TeamId, sandbox: SandboxId) -> None:
     """Reset the idle timeout."""
     row = await find_usable(platform, team, sandbox)
-    await platform.agent.call(platform.agent.rpc.ping_sandbox, pb.PingSandboxRequest(sandbox_id=str(row.id)))
+    await platform.agent.call("PingSandbox", pb.PingSandboxRequest(sandbox_id=str(row.id)), pb.PingSandboxResponse)
     async with platform.db.write() as connection:
         await sandboxes.active_at(connection, {row.id: now()})

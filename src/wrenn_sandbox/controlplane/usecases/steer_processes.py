@@ -55,7 +55,7 @@ async def list_processes(platform: Platform, team: TeamId, sandbox: SandboxId) -
     """The processes started through the API that still run."""
     await find_usable(platform, team, sandbox)
     request = pb.ListProcessesRequest(sandbox_id=str(sandbox))
-    answer = await platform.agent.call(platform.agent.rpc.list_processes, request)
+    answer = await platform.agent.call("ListProcesses", request, pb.ListProcessesResponse)
     return [Process(entry.pid, entry.tag, entry.cmd, tuple(entry.args)) for entry in answer.processes]
 
 
@@ -65,7 +65,7 @@ async def kill_process(
     """Send a signal to a process and its group. Raises NotFound."""
     await find_usable(platform, team, sandbox)
     request = pb.KillProcessRequest(sandbox_id=str(sandbox), selector=selector, signal=signal.value)
-    await platform.agent.call(platform.agent.rpc.kill_process, request)
+    await platform.agent.call("KillProcess", request, pb.KillProcessResponse)
 
 
 async def follow_process(
@@ -74,6 +74,6 @@ async def follow_process(
     """The events of a process from now on. Use within ``aclosing``."""
     await find_usable(platform, team, sandbox)
     request = pb.ConnectProcessRequest(sandbox_id=str(sandbox), selector=selector)
-    async with aclosing(platform.agent.stream(platform.agent.rpc.connect_process, request)) as events:
+    async with aclosing(platform.agent.stream("ConnectProcess", request, pb.ExecStreamResponse)) as events:
         async for event in events:
             yield event

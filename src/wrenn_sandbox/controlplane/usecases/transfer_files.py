@@ -18,8 +18,6 @@ from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 MAX_PATH_BYTES = 4096
 #: Larger pieces of a body are cut; the host's limit for one message is far above.
 CHUNK_BYTES = 64 * 1024
-#: A transfer may take long; one that takes longer than this is stuck.
-_WRITE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ async def open_file(platform: Platform, team: TeamId, sandbox: SandboxId, place:
 
 
 async def _chunks(platform: Platform, request: pb.ReadFileStreamRequest) -> AsyncGenerator[bytes, None]:
-    async with aclosing(platform.agent.stream(platform.agent.rpc.read_file_stream, request)) as messages:
+    async with aclosing(platform.agent.stream("ReadFileStream", request, pb.ReadFileStreamResponse)) as messages:
         async for message in messages:
             yield message.chunk
 
@@ -72,7 +70,7 @@ async def write_file(
     await find_usable(platform, team, sandbox)
     upload = _Upload(sandbox, place, content)
     try:
-        await platform.agent.call(platform.agent.rpc.write_file_stream, upload.messages(), timeout_s=_WRITE_S)
+        await platform.agent.send_stream("WriteFileStream", upload.messages(), pb.WriteFileStreamResponse)
     except WrennError:
         if upload.failure is not None:
             raise upload.failure
