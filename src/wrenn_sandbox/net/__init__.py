@@ -1,1 +1,1 @@
-"""The network of sandboxes: namespaces, taps, firewall, the pool that keeps slots warm, and our services inside them."""
+"""The network of sandboxes: namespaces, taps, firewall, a pool of warm slots, our services inside."""

@@ -29,7 +29,7 @@ class Link(Protocol):
 
 
 class Network(Protocol):
-    """All slots of this host. Used as an async context by its owner: entered before the first link, left after the last."""
+    """All slots of this host. Its owner enters it as a context before the first link, leaves it after the last."""
 
     def link(self, policy: NetworkPolicy) -> AbstractAsyncContextManager[Link]:
         """A free slot with the policy in force; raises Exhausted (``host_full``) when there is none."""

@@ -1,0 +1,127 @@
+"""The host's own side: what we need to know of it, its table of rules, and forwarding on its uplinks.
+
+Forwarding is switched on for single interfaces, never for the whole host: each slot's veth, and the uplinks, whose
+former value comes back when the agent leaves. ``net.ipv4.ip_forward`` itself is only read.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pyroute2 import IPRoute
+
+from wrenn_sandbox.core.slots import AddressPools
+from wrenn_sandbox.net import namespace, nftables
+from wrenn_sandbox.net.firewall import HostFacts, host_rules, host_rules_removal
+
+_log = structlog.get_logger()
+_SYS_NET = Path("/proc/sys/net")
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """One IPv4 route of the main table, or one address, of the host."""
+
+    network: IPv4Network
+    interface: str
+
+
+def read_facts(pools: AddressPools) -> HostFacts:
+    """Look at the calling thread's namespace. Blocks for about a millisecond."""
+    with IPRoute() as netlink:
+        defaults = list(netlink.get_default_routes(family=socket.AF_INET, table=254))
+        addresses = [_address(message) for message in netlink.get_addr(family=socket.AF_INET)]
+    uplinks = {name for message in defaults for name in _outgoing(message)}
+    own = {address for address in addresses if not (address in pools.links or address.is_loopback)}
+    return HostFacts(uplinks=tuple(sorted(uplinks)), addresses=tuple(sorted(own)), router=_forwards("all"))
+
+
+def read_routes() -> list[HostRoute]:
+    """Every IPv4 route of the main table except default routes, and every address with its prefix."""
+    found = []
+    with IPRoute() as netlink:
+        for message in netlink.get_routes(family=socket.AF_INET, table=254):
+            destination = message.get_attr("RTA_DST")
+            if destination:
+                network = IPv4Network(f"{destination}/{message['dst_len']}", strict=False)
+                found += [HostRoute(network, name) for name in _outgoing(message)]
+        for message in netlink.get_addr(family=socket.AF_INET):
+            network = IPv4Network(f"{_address(message)}/{message['prefixlen']}", strict=False)
+            found.append(HostRoute(network, _interface_name(message["index"])))
+    return found
+
+
+@dataclass(slots=True)
+class HostSide:
+    """The table and the switches of one agent. Every method blocks and belongs in a worker thread."""
+
+    tag: str
+    pools: AddressPools
+    agent_uid: int
+    facts: HostFacts = field(default_factory=HostFacts)
+    #: Uplinks on which forwarding was off before us.
+    switched: set[str] = field(default_factory=set)
+
+    def set_up(self) -> None:
+        """Put table and switches in force. Raises WrennError or OSError; ``tear_down`` undoes what was done."""
+        self.facts = read_facts(self.pools)
+        nftables.transact(host_rules(self.tag, self.pools, self.facts, self.agent_uid))
+        self._forward()
+        if not self.facts.uplinks:
+            _log.warning("network.no_uplink", message="The host has no default route; sandboxes cannot reach out.")
+
+    def refresh(self) -> bool:
+        """Follow changes of uplinks, addresses and routing; returns whether there were any."""
+        facts = read_facts(self.pools)
+        changed = facts != self.facts
+        if changed:
+            nftables.transact(host_rules(self.tag, self.pools, facts, self.agent_uid))
+            self.facts = facts
+            _log.info("network.host_changed", uplinks=facts.uplinks, router=facts.router)
+        self._forward()
+        return changed
+
+    def tear_down(self) -> None:
+        """Remove the table and turn the switches back, unless someone else relies on them by now."""
+        nftables.transact(host_rules_removal(self.tag))
+        others = any(namespace.is_slot_link(name) for _, name in socket.if_nameindex())
+        if not others and not _forwards("all"):
+            for name in self.switched:
+                namespace.write_sysctl(f"ipv4/conf/{name}/forwarding", "0")
+        self.switched.clear()
+
+    def _forward(self) -> None:
+        for name in self.facts.uplinks:
+            if not _forwards(name) and namespace.write_sysctl(f"ipv4/conf/{name}/forwarding", "1"):
+                self.switched.add(name)
+                _log.info("network.forwarding_on", interface=name)
+
+
+def _forwards(scope: str) -> bool:
+    try:
+        return (_SYS_NET / "ipv4/conf" / scope / "forwarding").read_text().strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
+def _address(message: Any) -> IPv4Address:
+    # On a point-to-point link IFA_ADDRESS is the other end (rtnetlink(7)).
+    return IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+
+
+def _outgoing(message: Any) -> list[str]:
+    index = message.get_attr("RTA_OIF")
+    indexes = [index] if index else [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or []]
+    return [name for name in map(_interface_name, indexes) if name]
+
+
+def _interface_name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # gone since
+        return ""

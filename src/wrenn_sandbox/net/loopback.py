@@ -1,0 +1,74 @@
+"""The network of the fake VMM: a loopback address a slot, no namespaces, no root, nothing enforced.
+
+Slot i is 127.11.0.0 + i, which Linux answers without any set-up (all of 127.0.0.0/8 is local).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
+from types import TracebackType
+from typing import Self
+
+from wrenn_sandbox.core.errors import Exhausted
+from wrenn_sandbox.core.slots import DEFAULT_POOLS, FIRST_SLOT, LAST_SLOT, AddressPools, Slot, slot
+from wrenn_sandbox.core.spec import NetworkPolicy
+from wrenn_sandbox.net.firewall import policy_rules
+
+LOOPBACK_POOL = IPv4Network("127.11.0.0/16")
+
+
+@dataclass(slots=True)
+class LoopbackLink:
+    """One slot in use. The policy is checked as the real one would be, and remembered."""
+
+    slot: Slot
+    policy: NetworkPolicy
+    tap_fd: int | None = None
+
+    async def apply(self, policy: NetworkPolicy) -> None:
+        """Remember ``policy``; raises Invalid (``invalid_network_policy``)."""
+        policy_rules(policy)
+        self.policy = policy
+
+
+@dataclass(slots=True)
+class LoopbackNetwork:
+    """All slots of one fake host. ``uid`` of every slot is this process's own, so that the fake needs no root."""
+
+    tag: str = "wrenn"
+    limit: int = LAST_SLOT
+    pools: AddressPools = field(default_factory=lambda: replace(DEFAULT_POOLS, hosts=LOOPBACK_POOL))
+    _used: set[int] = field(default_factory=set)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def link(self, policy: NetworkPolicy) -> AbstractAsyncContextManager[LoopbackLink]:
+        """The lowest free slot; raises Exhausted (``host_full``) or Invalid (``invalid_network_policy``)."""
+        return self._link(policy)
+
+    async def sweep(self) -> int:
+        """Nothing can be left behind."""
+        return 0
+
+    @asynccontextmanager
+    async def _link(self, policy: NetworkPolicy) -> AsyncIterator[LoopbackLink]:
+        number = next((i for i in range(FIRST_SLOT, self.limit + 1) if i not in self._used), None)
+        if number is None:
+            raise Exhausted(f"All {self.limit} network slots of this host are in use.", retry_after_s=5)
+        link = LoopbackLink(slot=replace(slot(number, self.pools, self.tag), uid=os.getuid()), policy=NetworkPolicy())
+        await link.apply(policy)
+        self._used.add(number)
+        try:
+            yield link
+        finally:
+            self._used.discard(number)
