@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 from connectrpc.code import Code
@@ -20,6 +21,7 @@ from connectrpc.errors import ConnectError
 from wrenn_sandbox.envd import pty, shim
 from wrenn_sandbox.envd.cgroups import Cgroups, Group, protect_self
 from wrenn_sandbox.envd.context import GuestContext
+from wrenn_sandbox.envd.output import OutputLog
 from wrenn_sandbox.envd.process import Descriptors, Process
 from wrenn_sandbox.envd.users import User
 
@@ -52,7 +54,7 @@ class _Entry:
     process: Process
     tag: str | None
     label: object
-    expiry: asyncio.TimerHandle | None = field(default=None)
+    expiry: asyncio.TimerHandle | None = None
 
 
 class ProcessTable:
@@ -62,7 +64,8 @@ class ProcessTable:
         self._context = context
         self._live: dict[int, _Entry] = {}
         self._ended: dict[int, _Entry] = {}  # in the order they ended
-        self._leftovers: dict[int, Process] = {}
+        self._tails: deque[OutputLog] = deque()
+        self._leftovers: dict[int, Process] = {}  # ended, but not all of their families
         self._closing = False
         self._idle = asyncio.Event()
         self._null = -1
@@ -183,8 +186,9 @@ class ProcessTable:
             self._leftovers[process.pid] = process
         self._ended[process.pid] = entry
         entry.expiry = asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._forget, process.pid)
-        if len(self._ended) > KEEP_TAILS:
-            list(self._ended.values())[-KEEP_TAILS - 1].process.log.forget_tail()
+        self._tails.append(process.log)
+        if len(self._tails) > KEEP_TAILS:
+            self._tails.popleft().forget_tail()
         if not self._live:
             self._idle.set()
 

@@ -105,7 +105,9 @@ class Client:
             yield Stream(response)
 
     @asynccontextmanager
-    async def start(self, *command: str, headers: dict[str, str] | None = None, **request: Any) -> AsyncIterator[Stream]:
+    async def start(
+        self, *command: str, headers: dict[str, str] | None = None, **request: Any
+    ) -> AsyncIterator[Stream]:
         process = {"cmd": command[0], "args": list(command[1:]), **request.pop("process", {})}
         process["envs"] = {MARK: self.guest.mark, **process.get("envs", {})}
         async with self.open("Start", {"process": process, **request}, headers) as stream:

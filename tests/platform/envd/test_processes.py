@@ -209,7 +209,7 @@ def test_stream_input_in_order_and_whole(guest: Guest) -> None:
                 async with c.session.post(
                     f"{guest.url}/process.Process/StreamInput", data=body(), headers=headers
                 ) as response:
-                    assert await Stream(response).response.read() == b'\0\0\0\0\2{}\2\0\0\0\2{}'
+                    assert await Stream(response).response.read() == b"\0\0\0\0\2{}\2\0\0\0\2{}"
                 await c.call("CloseStdin", {"process": {"pid": pid}})
 
             async with asyncio.TaskGroup() as tasks:
