@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import marshal
 import os
 import resource
@@ -13,15 +12,13 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from wrenn_sandbox.core.errors import Bug, NotFound, Unavailable
-from wrenn_sandbox.vmm import jail
-from wrenn_sandbox.vmm.process import Identity, Process, become_subreaper, start, watch
+from wrenn_sandbox.vmm import jail, record
+from wrenn_sandbox.vmm.process import Process, become_subreaper, start, watch
 
-#: File in a machine's directory that names its VMM, written before the VMM runs.
-RECORD = "vmm.json"
 LAUNCH_LIMIT_S = 10.0
 #: First descriptor that a plan's ``fds`` may use; below are the standard streams and the control socket.
 FIRST_FD = jail.CONTROL_FD + 1
@@ -99,7 +96,7 @@ async def _launch(plan: Plan, control: socket.socket, launcher: Process, stack: 
     await loop.sock_sendall(control, marshal.dumps(_message(plan)))
     process = await stack.enter_async_context(watch(_pid_in(await loop.sock_recv(control, jail.MESSAGE_BYTES))))
     await launcher.wait()  # from here on the new process is our child
-    record(plan.directory, process.identity)
+    record.write(plan.directory, process.identity)
     await loop.sock_sendall(control, b"go")
     failure = await loop.sock_recv(control, jail.MESSAGE_BYTES)
     if failure:
@@ -159,18 +156,3 @@ def _check_readable(plan: Plan) -> None:
         info = file.source.stat()
         if info.st_uid != plan.uid and not info.st_mode & stat.S_IROTH:
             raise Bug(f"{file.source} must be readable by everybody (mode 0644) for a VMM of uid {plan.uid}.")
-
-
-def record(directory: Path, identity: Identity) -> None:
-    """Write down which process a machine is."""
-    temporary = directory / f"{RECORD}.new"
-    temporary.write_text(json.dumps(asdict(identity)))
-    temporary.replace(directory / RECORD)
-
-
-def recorded(directory: Path) -> Identity:
-    """The process that ``record`` wrote down; raises NotFound (``vmm_gone``)."""
-    try:
-        return Identity(**json.loads((directory / RECORD).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise NotFound(f"{directory} names no VMM.", slug="vmm_gone") from error

@@ -42,7 +42,7 @@ def cmdline(accelerator: str, wanted: str = "") -> str:
     The initramfs sets the network up, so there is no ``ip=``.
     """
     clock = "clocksource=kvm-clock" if accelerator == "kvm" else "tsc=reliable"
-    words = [*"console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=1".split(), clock]
+    words = [*["console=ttyS0", "reboot=t", "panic=-1", "quiet", "loglevel=1", "random.trust_cpu=1"], clock]
     return " ".join([*words, *(word for word in wanted.split() if word not in words)])
 
 

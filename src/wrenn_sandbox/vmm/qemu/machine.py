@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from wrenn_sandbox.core.errors import NotFound, Unavailable
+from wrenn_sandbox.vmm import record
 from wrenn_sandbox.vmm.driver import Exit, MachineSpec
-from wrenn_sandbox.vmm.launch import RECORD, Plan, jailed, recorded
+from wrenn_sandbox.vmm.launch import Plan, jailed
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
 from wrenn_sandbox.vmm.process import Process, watch
 from wrenn_sandbox.vmm.qemu import argv, ending, qmp
@@ -131,11 +132,9 @@ async def restored(spec: MachineSpec, state: Path) -> AsyncIterator[QemuMachine]
 @asynccontextmanager
 async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
     """Take over the QEMU ``pid`` that another agent started; raises NotFound (``vmm_gone``) when it is not alive."""
-    expected = recorded(spec.run_dir)
-    if expected.pid != pid:
-        raise NotFound(f"{spec.name} is process {expected.pid}, not {pid}.", slug="vmm_gone")
+    expected = record.read(spec.run_dir, pid)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_run_files(spec.run_dir))
+        stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
         stack.enter_context(_given(spec.files.disk, spec))
         process = await stack.enter_async_context(watch(pid, expected))
         if process.code is not None:
@@ -148,9 +147,8 @@ async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
 
 @asynccontextmanager
 async def _started(spec: MachineSpec, mode: Mode, fds: dict[int, int]) -> AsyncIterator[QemuMachine]:
-    spec.run_dir.mkdir(mode=0o700, exist_ok=True)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_run_files(spec.run_dir))
+        stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
         stack.enter_context(_given(spec.files.disk, spec))
         console = stack.enter_context(new_log("console"))
         stderr = stack.enter_context(new_log("stderr"))
@@ -172,15 +170,6 @@ async def _started(spec: MachineSpec, mode: Mode, fds: dict[int, int]) -> AsyncI
         async with _explained(process, console, stderr):
             monitor = await stack.enter_async_context(qmp.connected(spec.name, spec.run_dir))
         yield QemuMachine(process, monitor, console, stderr)
-
-
-@contextmanager
-def _run_files(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for name in (qmp.SOCKET, RECORD):
-            (directory / name).unlink(missing_ok=True)
 
 
 @contextmanager

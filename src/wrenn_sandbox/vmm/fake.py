@@ -1,0 +1,231 @@
+"""A VMM without a machine: envd as a plain process of this host, for tests and for work on a machine without QEMU.
+
+It keeps the protocol's promises about life and death, and none about isolation: programs in such a sandbox are programs
+on this host. "Memory" does not survive: a restore starts a fresh envd. It needs no root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from wrenn_sandbox.core.artefacts import Platform
+from wrenn_sandbox.core.errors import NotFound, Unavailable
+from wrenn_sandbox.core.slots import ENVD_PORT
+from wrenn_sandbox.core.spec import MEMORY_MIB_CHOICES, VCPU_CHOICES
+from wrenn_sandbox.vmm import record
+from wrenn_sandbox.vmm.driver import Capabilities, Exit, MachineSpec
+from wrenn_sandbox.vmm.log import Log, found_log, new_log
+from wrenn_sandbox.vmm.process import Identity, Process, become_subreaper, start, watch
+
+ANSWER_LIMIT_S = 30.0
+_PROBE_EVERY_S = 0.01
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+#: envd adopts what its children leave behind, as process 1 of a guest does, so that nothing escapes from its tree.
+_ADOPTING = (
+    "import ctypes,os,sys;"
+    f"ctypes.CDLL(None).prctl({_PR_SET_CHILD_SUBREAPER},1,0,0,0);"
+    "os.execv(sys.argv[1],sys.argv[1:])"
+)
+_PARENT_FIELD = 1  # ppid, counted from field 3 of proc_pid_stat(5)
+
+
+def envd_command(spec: MachineSpec) -> tuple[str, ...]:
+    """Envd on the address where the guest's would answer."""
+    where = ("--host", spec.host_ip, "--port", str(ENVD_PORT))
+    return (sys.executable, "-m", "wrenn_sandbox.envd", "--not-a-guest", *where)
+
+
+class FakeMachine:
+    """A process tree that plays a machine."""
+
+    def __init__(self, process: Process, console: Log) -> None:
+        self._process = process
+        self._console = console
+
+    @property
+    def pid(self) -> int:
+        """Process id of envd."""
+        return self._process.pid
+
+    async def pause(self) -> None:
+        """Stop every process of the tree."""
+        self._require_alive()
+        stop_tree(self.pid)
+
+    async def resume(self) -> None:
+        """Let every process of the tree go on."""
+        self._require_alive()
+        for pid in (self.pid, *descendants(self.pid)):
+            _send(pid, signal.SIGCONT)
+
+    async def snapshot(self, state: Path) -> None:
+        """Write a small file that ``restore`` recognises; the tree is stopped afterwards."""
+        await self.pause()
+        with state.open("x") as file:
+            json.dump({"driver": "fake"}, file)
+
+    async def wait(self) -> Exit:
+        """Return when envd has ended."""
+        code = await self._process.wait()
+        how = f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
+        said = self._console.text().strip().rpartition("\n")[2][-200:]
+        return Exit(code, f"The machine's envd {how}{f': {said}' if said else ''}.")
+
+    def _require_alive(self) -> None:
+        if self._process.code is not None:
+            raise Unavailable(f"Process {self.pid} has ended.", slug="vmm_gone")
+
+
+class FakeDriver:
+    """Machines that are processes; ``command`` says what plays the guest."""
+
+    def __init__(self, command: Callable[[MachineSpec], Sequence[str]] = envd_command) -> None:
+        self._command = command
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do: everything but be a machine."""
+        return Capabilities(
+            driver="fake",
+            accelerator="none",
+            accelerated=False,
+            shared_memory_file=False,
+            live_snapshot=True,
+            max_vcpus=max(VCPU_CHOICES),
+            max_memory_mib=max(MEMORY_MIB_CHOICES),
+        )
+
+    def platform(self, kernel_cmdline: str) -> Platform:
+        """The platform of templates made here, which no other driver takes."""
+        return Platform("fake", "none", "process", "host", kernel_cmdline)
+
+    def boot(self, spec: MachineSpec) -> AbstractAsyncContextManager[FakeMachine]:
+        """Start envd; the RAM file is made, and stays empty."""
+        return self._booted(spec)
+
+    def restore(self, spec: MachineSpec, state: Path) -> AbstractAsyncContextManager[FakeMachine]:
+        """Start a fresh envd; ``state`` must be one of ``snapshot``."""
+        return self._restored(spec, state)
+
+    def adopt(self, spec: MachineSpec, pid: int) -> AbstractAsyncContextManager[FakeMachine]:
+        """Take over an envd that another agent started."""
+        return _adopted(spec, pid)
+
+    @asynccontextmanager
+    async def _booted(self, spec: MachineSpec) -> AsyncIterator[FakeMachine]:
+        spec.files.memory.touch(mode=0o644, exist_ok=False)
+        async with self._started(spec) as machine:
+            yield machine
+
+    @asynccontextmanager
+    async def _restored(self, spec: MachineSpec, state: Path) -> AsyncIterator[FakeMachine]:
+        try:
+            known = json.loads(state.read_text()) == {"driver": "fake"} and spec.files.memory.exists()
+        except ValueError:
+            known = False
+        if not known:
+            raise Unavailable(f"{state} is no state of the fake VMM.", slug="vmm_failed")
+        async with self._started(spec) as machine:
+            yield machine
+
+    @asynccontextmanager
+    async def _started(self, spec: MachineSpec) -> AsyncIterator[FakeMachine]:
+        become_subreaper()
+        async with AsyncExitStack() as stack:
+            stack.enter_context(record.kept(spec.run_dir))
+            console = stack.enter_context(new_log("console"))
+            argv = (sys.executable, "-c", _ADOPTING, *self._command(spec))
+            env = {"PATH": os.environ.get("PATH", os.defpath)}
+            process = await stack.enter_async_context(_tree(start(argv, fds={1: console.fd, 2: console.fd}, env=env)))
+            record.write(spec.run_dir, process.identity)
+            machine = FakeMachine(process, console)
+            await _answering(machine, process, spec)
+            yield machine
+
+
+@asynccontextmanager
+async def _adopted(spec: MachineSpec, pid: int) -> AsyncIterator[FakeMachine]:
+    expected = record.read(spec.run_dir, pid)
+    become_subreaper()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(record.kept(spec.run_dir))
+        process = await stack.enter_async_context(_tree(pid, expected))
+        if process.code is not None:
+            raise NotFound(f"The machine of {spec.name} has ended.", slug="vmm_gone")
+        yield FakeMachine(process, stack.enter_context(found_log(pid, 1)))
+
+
+async def _answering(machine: FakeMachine, process: Process, spec: MachineSpec) -> None:
+    """Return when envd takes connections: a real guest holds an early one until it runs, a process refuses it."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(ANSWER_LIMIT_S), process.required():
+            while True:
+                with socket.socket() as probe:
+                    probe.setblocking(False)
+                    try:
+                        return await loop.sock_connect(probe, (spec.host_ip, ENVD_PORT))
+                    except ConnectionRefusedError:
+                        await asyncio.sleep(_PROBE_EVERY_S)
+    except TimeoutError as error:
+        raise Unavailable(f"envd did not answer within {ANSWER_LIMIT_S:g} s.", slug="vmm_unresponsive") from error
+    except Unavailable as error:
+        raise Unavailable((await machine.wait()).reason, slug="vmm_failed") from error
+
+
+@asynccontextmanager
+async def _tree(pid: int, expected: Identity | None = None) -> AsyncIterator[Process]:
+    """Hold ``pid``; when the context is left it and all that descends from it is dead and reaped."""
+    async with AsyncExitStack() as stack, watch(pid, expected) as process:
+        try:
+            yield process
+        finally:
+            for child in stop_tree(pid):
+                try:
+                    await stack.enter_async_context(watch(child))
+                except NotFound:
+                    pass  # a zombie that envd reaped before it was stopped
+        # Now envd is dead and what was below it is ours to kill and reap.
+
+
+def stop_tree(pid: int) -> list[int]:
+    """Stop ``pid`` and everything below it; returns the latter. Repeats until nothing new has been forked meanwhile."""
+    stopped: set[int] = set()
+    while new := {pid, *descendants(pid)} - stopped:
+        for member in new:
+            _send(member, signal.SIGSTOP)
+        stopped |= new
+    return sorted(stopped - {pid})
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below ``pid``, zombies too."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children.setdefault(int(fields[_PARENT_FIELD]), []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
