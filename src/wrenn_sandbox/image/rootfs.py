@@ -17,7 +17,7 @@ PACKAGES = (
     "bash", "coreutils", "util-linux", "procps", "psmisc", "python3", "python3-pip", "python3-venv",
     "python-is-python3", "nodejs", "npm", "git", "curl", "wget", "sudo", "build-essential", "socat", "chrony",
     "ca-certificates", "iproute2", "iputils-ping", "netbase", "tzdata", "less", "jq", "nano", "fuse3", "openssh-client",
-    "unzip", "xz-utils", "file",
+    "unzip", "xz-utils", "file", "kmod",
 )  # fmt: skip
 HOSTNAME = "sandbox"
 USER, USER_ID = "user", 1000
@@ -133,7 +133,6 @@ async def _settle(mirror: Mirror, root: Path) -> None:
         path.unlink(missing_ok=True)
         path.write_text(text)
         path.chmod(0o440 if "sudoers" in name else 0o644)
-    for folder, _, files in os.walk(root):  # times of equal trees are equal
-        for path in (Path(folder), *(Path(folder) / file for file in files)):
-            if path.lstat().st_mtime > EPOCH_S:
-                os.utime(path, (EPOCH_S, EPOCH_S), follow_symlinks=False)
+    for path in (root, *root.rglob("*")):  # times of equal trees are equal
+        if path.lstat().st_mtime > EPOCH_S:
+            os.utime(path, (EPOCH_S, EPOCH_S), follow_symlinks=False)
