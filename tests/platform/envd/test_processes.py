@@ -57,7 +57,7 @@ def test_only_three_descriptors_and_no_blocked_or_ignored_signal_reach_the_progr
 
 def test_working_directory(guest: Guest) -> None:
     async def work(c: Client) -> None:
-        assert (await c.run("pwd")).stdout == os.path.expanduser("~root").encode() + b"\n"
+        assert (await c.run("pwd")).stdout == pwd.getpwuid(0).pw_dir.encode() + b"\n"
         assert (await c.run("pwd", process={"cwd": "/usr/../tmp"})).stdout == b"/tmp\n"
         assert await c.error_of(c.run("pwd", process={"cwd": "/does/not/exist"})) == "invalid_argument"
         assert await c.error_of(c.run("pwd", process={"cwd": "/etc/passwd"})) == "invalid_argument"
@@ -110,6 +110,21 @@ def test_death_by_signal(guest: Guest) -> None:
         assert ended.end == {"exitCode": -1, "status": "signal: terminated", "error": "signal: terminated"}
         assert await c.error_of(c.signal(pid, "SIGNAL_SIGKILL")) == "not_found"
         assert await c.error_of(c.signal(4_000_000_000, "SIGNAL_SIGKILL")) == "not_found"
+
+    talk(guest, work)
+
+
+def test_other_signals_have_names_too(guest: Guest) -> None:
+    async def work(c: Client) -> None:
+        script = "trap 'echo caught; exit 6' INT; echo ready; while :; do sleep 0.01; done"
+        async with c.start("/bin/sh", "-c", script) as s:
+            pid = await pid_of(s)
+            seen = Outcome()
+            await until(s, seen, b"ready")
+            assert await c.error_of(c.signal(pid, "SIGNAL_UNSPECIFIED")) == "invalid_argument"
+            await c.signal(pid, "SIGNAL_SIGINT")
+            assert (await s.rest(seen)).code == 6
+            assert seen.stdout == b"ready\ncaught\n"
 
     talk(guest, work)
 

@@ -223,7 +223,10 @@ def stuck_caller(guest: Guest, script: str) -> socket.socket:
     caller.connect((address.hostname, address.port))
     config = {"cmd": "/bin/sh", "args": ["-c", script], "envs": {MARK: guest.mark}}
     body = envelope({"process": config, "tag": "stuck"})
-    head = f"POST /process.Process/Start HTTP/1.1\r\nhost: x\r\ncontent-type: application/connect+json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /process.Process/Start HTTP/1.1\r\nhost: x\r\n"
+        f"content-type: application/connect+json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
     caller.sendall(head.encode() + body)
     return caller
 

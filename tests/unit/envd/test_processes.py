@@ -131,8 +131,12 @@ def test_a_pid_used_again_names_the_new_process(world: World) -> None:
 
 def test_only_the_last_tails_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "KEEP_TAILS", 1)
-    forgotten: list[object] = []
-    monkeypatch.setattr(OutputLog, "forget_tail", lambda log: forgotten.append(log))
+    forgotten: list[OutputLog] = []
+
+    def forget_tail(log: OutputLog) -> None:
+        forgotten.append(log)
+
+    monkeypatch.setattr(OutputLog, "forget_tail", forget_tail)
 
     async def work(table: ProcessTable) -> None:
         started = [table.start(program(), None) for _ in range(3)]
