@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from wrenn_sandbox.hostagent.guest import CHUNK_BYTES, Guest
+from wrenn_sandbox.hostagent.settings import DriverChoice, Settings
 from wrenn_sandbox.net.network import Network
 from wrenn_sandbox.vmm.driver import Driver
 
@@ -22,6 +23,35 @@ class Platform:
 
     driver: Driver
     network: Network
+
+
+@asynccontextmanager
+async def open_platform(settings: Settings) -> AsyncIterator[Platform]:
+    """Find the driver, bring the network up. What is not chosen is not imported."""
+    if settings.driver is DriverChoice.FAKE:
+        from wrenn_sandbox.net.loopback import LoopbackNetwork
+        from wrenn_sandbox.vmm.fake import FakeDriver
+
+        async with LoopbackNetwork(settings.tag) as loopback:
+            yield Platform(FakeDriver(), loopback)
+        return
+    from wrenn_sandbox.net.pool import NamespacePool, PoolOptions
+
+    driver = await _qemu(settings)
+    options = PoolOptions(
+        tag=settings.tag, pools=settings.pools, warm=settings.warm_slots, limit=settings.max_sandboxes
+    )
+    async with NamespacePool(options) as pool:
+        yield Platform(driver, pool)
+
+
+async def _qemu(settings: Settings) -> Driver:
+    from wrenn_sandbox.vmm.process import become_subreaper
+    from wrenn_sandbox.vmm.qemu.cpu import TCG_MODEL
+    from wrenn_sandbox.vmm.qemu.driver import QemuDriver
+
+    become_subreaper()
+    return QemuDriver("tcg", TCG_MODEL)
 
 
 @asynccontextmanager

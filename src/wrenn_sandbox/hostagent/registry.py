@@ -25,6 +25,7 @@ REMEMBER_S = 600.0
 #: A bound for what is remembered of the dead; beyond it the oldest goes.
 MAX_REMEMBERED = 10_000
 DESTROY_LIMIT_S = 60.0
+OPEN_LIMIT_S = 30.0
 
 
 class Registry:
@@ -34,10 +35,20 @@ class Registry:
         self._host = host
         self._group = group
         self._sandboxes: dict[SandboxId, Sandbox] = {}
-        self._closing = False
+        self._open, self._closing = asyncio.Event(), False
+
+    def open(self) -> None:
+        """Let creates in: nothing of a dead agent is in the way any more."""
+        self._open.set()
 
     async def create(self, request: Request) -> Sandbox:
         """Make a sandbox and wait until it runs. A caller that goes away meanwhile takes it along."""
+        try:
+            async with asyncio.timeout(OPEN_LIMIT_S):
+                await self._open.wait()
+        except TimeoutError as error:
+            message = "This host agent still clears up after another; try again."
+            raise Unavailable(message, slug="agent_starting", retry_after_s=5) from error
         if self._closing:
             raise Unavailable("This host agent is stopping; try another host.", slug="agent_stopping")
         self._forget_old()

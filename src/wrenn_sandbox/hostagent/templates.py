@@ -34,8 +34,8 @@ from wrenn_sandbox.hostagent.threads import in_thread
 log = structlog.get_logger()
 
 TEMPLATE_NAME = "base"
-#: What the guest's kernel is told; the driver adds what its machine needs.
-KERNEL_CMDLINE = "console=ttyS0 reboot=t panic=-1 random.trust_cpu=1 tsc=reliable quiet"
+#: What the guest's kernel is told beside what the driver adds for its machine.
+KERNEL_CMDLINE = ""
 FAILURE_REMEMBERED_S = 30.0
 UNUSED_AFTER_S = 7 * 24 * 3600.0
 _TOUCH_EVERY_S = 60.0
@@ -59,6 +59,7 @@ class _Bake:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     base: Base | None = None
     error: WrennError | None = None
+    task: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,14 @@ class Templates:
             await in_thread(self._remove_unused, default)
             await asyncio.sleep(_CLEAN_EVERY_S)
 
+    async def close(self) -> None:
+        """Cancel the bakes under way and wait until nothing of them is left."""
+        tasks = [under_way.task for under_way in self._bakes.values() if under_way.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     def statuses(self) -> Sequence[Status]:
         """Every base known to this agent, by shape."""
         found = {base.manifest.shape: Status(base.manifest.shape, "ready") for base in self._loaded.values()}
@@ -139,8 +148,8 @@ class Templates:
                 retry_after_s=max(1, round(left)),
             )
         if order.key not in self._bakes:
-            self._bakes[order.key] = _Bake(order.shape)
-            self._group.create_task(self._bake(order, self._bakes[order.key]))
+            begun = self._bakes[order.key] = _Bake(order.shape)
+            begun.task = self._group.create_task(self._bake(order, begun))
         under_way = self._bakes[order.key]
         await under_way.done.wait()
         if under_way.base is None:

@@ -66,7 +66,7 @@ class Channel:
     ) -> None:
         self._session = session
         self._url = f"{base_url.rstrip('/')}/{service}/"
-        self._headers = {"connect-protocol-version": "1", **(headers or {})}
+        self._headers = {"connect-protocol-version": "1", "accept-encoding": "identity", **(headers or {})}
 
     async def unary(
         self,

@@ -91,7 +91,6 @@ async def _cook(order: Order, kitchen: Kitchen, aside: Path) -> None:
         spec = _machine_spec(order, kitchen, aside, directory, link)
         machine = await stack.enter_async_context(kitchen.driver.boot(spec))
         reservation.pid = machine.pid
-        journal.write_record(directory, machine.pid, link.slot.index)
         async with kitchen.open_guest(link.slot.host_ip, "") as guest:
             await guest.healthy(limit_s=BOOT_LIMIT_S)
             await guest.prepare_snapshot(limit_s=PREPARE_LIMIT_S)
@@ -114,7 +113,7 @@ def _machine_spec(order: Order, kitchen: Kitchen, aside: Path, directory: Path, 
             backing=(catalog.rootfs(artefacts.rootfs),),
             memory=aside / "memory",
         ),
-        run_dir=directory / "vmm",
+        run_dir=journal.vmm_directory(directory),
         uid=link.slot.uid,
         gid=link.slot.gid,
         tap_fd=link.tap_fd,

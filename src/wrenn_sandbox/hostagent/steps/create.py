@@ -73,7 +73,6 @@ async def create(
         spec = machine_spec(request, host, base, directory, link)
         machine = await stack.enter_async_context(host.driver.restore(spec, base.state))
         reservation.pid = machine.pid
-        journal.write_record(directory, machine.pid, link.slot.index)
         started(machine)
     with watch.phase("init"):
         token = request.spec.access_token
@@ -99,7 +98,7 @@ def machine_spec(request: Request, host: Host, base: Base, directory: Path, link
             backing=(base.disk, catalog.rootfs(manifest.artefacts.rootfs)),
             memory=base.memory,
         ),
-        run_dir=directory / "vmm",
+        run_dir=journal.vmm_directory(directory),
         uid=link.slot.uid,
         gid=link.slot.gid,
         tap_fd=link.tap_fd,

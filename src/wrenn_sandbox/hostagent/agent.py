@@ -1,0 +1,208 @@
+"""One host agent from start to end: what it is made of, and the order in which that comes and goes.
+
+::
+
+    bind ▸ lock the data directory ▸ driver and network ▸ serve, write the ready file
+         ▸ in the background: sweep what a dead agent left ▸ bake the default template
+    SIGTERM ▸ destroy all sandboxes ▸ stop serving ▸ network down ▸ exit 0 with nothing left
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from wrenn_sandbox.core.errors import Conflict, Invalid, Unavailable
+from wrenn_sandbox.disk import overlay
+from wrenn_sandbox.hostagent import journal
+from wrenn_sandbox.hostagent.app import App
+from wrenn_sandbox.hostagent.capacity import Capacity, read_figures
+from wrenn_sandbox.hostagent.host import Host
+from wrenn_sandbox.hostagent.platforms import Platform, open_guest, open_platform
+from wrenn_sandbox.hostagent.proxy import Proxy
+from wrenn_sandbox.hostagent.registry import Registry
+from wrenn_sandbox.hostagent.service.lifecycle import driver_name
+from wrenn_sandbox.hostagent.service.service import HostAgentCalls, connect_application
+from wrenn_sandbox.hostagent.settings import Settings
+from wrenn_sandbox.hostagent.steps.bake import Kitchen
+from wrenn_sandbox.hostagent.templates import Templates
+from wrenn_sandbox.image.catalog import Catalog
+from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES
+
+log = structlog.get_logger()
+
+DESTROY_ALL_LIMIT_S = 60.0
+#: Longer than any client keeps an idle connection, so that they, not we, drop it.
+KEEP_ALIVE_S = 75
+_BACKLOG = 1024
+_GRACE_S = 3
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. A second signal, or one before we serve, cuts the way out short."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(_serve(settings, stop))
+
+        def on_signal() -> None:
+            if stop.is_set():
+                serving.cancel()
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> None:
+    token = read_token(settings.token_file)
+    with sole_user_of(settings.data_dir), listening(settings) as listener:
+        async with open_platform(settings) as platform, asyncio.TaskGroup() as group:
+            parts = assemble(settings, platform, token, group)
+            server = _Server(parts.app)
+            serving = group.create_task(server.serve(sockets=[listener]))
+            chores = group.create_task(_chores(settings, platform, parts))
+            ending = group.create_task(stop.wait())
+            with ready_file(settings, listener, platform):
+                log.info("host agent serves", driver=driver_name(platform.driver.capabilities))
+                await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+            ending.cancel()
+            chores.cancel()
+            await parts.registry.close(DESTROY_ALL_LIMIT_S)
+            await parts.templates.close()
+            server.should_exit = True
+    log.info("host agent ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the agent is made of."""
+
+    registry: Registry
+    templates: Templates
+    app: App
+
+
+def assemble(settings: Settings, platform: Platform, token: str, group: asyncio.TaskGroup) -> Parts:
+    """Put the parts together; their tasks live in ``group``."""
+    run_root = settings.data_dir / "run"
+    capacity = Capacity(settings.rules, partial(read_figures, settings.data_dir))
+    catalog = Catalog(settings.images_dir)
+    driver, network = platform.driver, platform.network
+    kitchen = Kitchen(driver, network, catalog, capacity, overlay.create, open_guest, run_root)
+    templates = Templates(kitchen, group)
+    host = Host(driver, network, catalog, capacity, templates, overlay.create, open_guest, run_root)
+    registry = Registry(host, group)
+    calls = HostAgentCalls(registry, templates, capacity, driver.capabilities)
+    return Parts(registry, templates, App(token, connect_application(calls), Proxy(registry)))
+
+
+async def _chores(settings: Settings, platform: Platform, parts: Parts) -> None:
+    """Clear up after a dead agent, then let creates in and keep the templates."""
+    machines = await journal.sweep(settings.data_dir / "run")
+    networks = await platform.network.sweep()
+    if machines or networks:
+        log.warning("swept what a dead agent left", machines=machines, networks=networks)
+    parts.registry.open()
+    await parts.templates.keep()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: ours decide when it ends."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="websockets-sansio",
+                ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_GRACE_S,
+                backlog=_BACKLOG,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def read_token(path: Path) -> str:
+    """The bearer token; raises Invalid (``invalid_token_file``)."""
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise Invalid(f"--token-file {path} cannot be read: {error.strerror}.", slug="invalid_token_file") from error
+    if len(token) < 16 or not token.isascii() or not token.isprintable():
+        raise Invalid(
+            f"--token-file {path} must hold at least 16 printable ASCII characters.", slug="invalid_token_file"
+        )
+    return token
+
+
+@contextmanager
+def sole_user_of(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory; raises Conflict (``data_dir_in_use``) when another agent does."""
+    (data_dir / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"Another host agent uses {data_dir}: stop it, or give --data-dir.", slug="data_dir_in_use"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket]:
+    """The bound listener; raises Unavailable (``address_in_use``)."""
+    host, port = settings.address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise Unavailable(f"Cannot listen on {settings.listen}: {error.strerror}.", slug="address_in_use") from error
+    with listener:
+        yield listener
+
+
+@contextmanager
+def ready_file(settings: Settings, listener: socket.socket, platform: Platform) -> Iterator[None]:
+    """Say where we listen, for as long as we do."""
+    if settings.ready_file is None:
+        yield
+        return
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    content = {"url": url, "driver": driver_name(platform.driver.capabilities), "pid": os.getpid()}
+    temporary = settings.ready_file.with_name(settings.ready_file.name + ".new")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(settings.ready_file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            settings.ready_file.unlink()
