@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, exists, func, insert, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, exists, func, insert, literal, select, tuple_, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wrenn_sandbox.core.ids import HostId, SandboxId, TeamId, TemplateId
@@ -205,7 +206,7 @@ def _bound(created_at: datetime, sandbox: UUID) -> tuple[ColumnElement[datetime]
 
 def _has_label(dialect: str, key: str, value: str) -> ColumnElement[bool]:
     if dialect == "postgresql":
-        return sandboxes.c.metadata.contains({key: value})
+        return type_coerce(sandboxes.c.metadata, JSONB).contains({key: value})
     entry = func.json_each(sandboxes.c.metadata).table_valued("key", "value")
     return exists(select(1).select_from(entry).where(entry.c.key == key, entry.c.value == value))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import json
 import os
 import pty
 import signal
@@ -366,8 +367,8 @@ class Application:
         try:
             await relay(scope, receive, send, self._session, url, headers_drop={"authorization"})
         except DialFailed:
-            body = f'{{"sandboxId":"{sandbox_id}","message":"The sandbox is running but port is not open","port":{port},"code":502}}'
-            await refuse(scope, send, 502, body.encode())
+            body = {"sandboxId": sandbox_id, "message": "The sandbox is running but port is not open"}
+            await refuse(scope, send, 502, json.dumps(body | {"port": int(port), "code": 502}).encode())
 
 
 @asynccontextmanager
