@@ -55,6 +55,11 @@ class FakeMachine:
         """Process id of envd."""
         return self._process.pid
 
+    @property
+    def console(self) -> str:
+        """What envd wrote; bounded, the beginning is kept."""
+        return self._console.text()
+
     async def pause(self) -> None:
         """Stop every process of the tree."""
         self._require_alive()

@@ -1,7 +1,8 @@
 """Which CPU a guest sees: a named model, so that a snapshot's guest finds the same CPU wherever it is restored.
 
 Under TCG all hosts emulate the same ``max``. Under KVM the best named model the host has all features of is found by
-trying, best first: ``enforce`` makes QEMU refuse to start rather than quietly leave a feature out.
+trying, best first: ``enforce`` makes QEMU refuse to start rather than quietly leave a feature out. The last resort is
+the least model without that: its snapshots may not restore on a host with fewer features.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _MODELS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
         ("Haswell-noTSX", frozenset({"avx2", "movbe", "bmi2"})),
     ),
 }
-_OLD_MODELS = ("Westmere", "Nehalem", "qemu64")
+_OLD_MODELS = ("Westmere-v1", "Nehalem-v1")
+_LAST_RESORT = "qemu64"
 
 
 def models(cpuinfo: str) -> tuple[str, ...]:
@@ -35,4 +37,5 @@ def models(cpuinfo: str) -> tuple[str, ...]:
         fields.setdefault(key.strip(), value.strip())
     flags = frozenset(fields.get("flags", "").split())
     named = _MODELS.get(fields.get("vendor_id", ""), ())
-    return tuple(f"{name},enforce" for name in (*(name for name, needed in named if needed <= flags), *_OLD_MODELS))
+    possible = [name for name, needed in named if needed <= flags]
+    return (*(f"{name},enforce" for name in (*possible, *_OLD_MODELS)), _LAST_RESORT)

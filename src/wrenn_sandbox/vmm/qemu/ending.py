@@ -7,6 +7,7 @@ import signal
 from wrenn_sandbox.vmm.process import UNKNOWN_CODE
 
 _QUOTE_LENGTH = 400
+_QUOTE_LINES = 3
 _PANIC = "Kernel panic - not syncing:"
 
 
@@ -30,8 +31,11 @@ def describe(code: int, console: str, stderr: str) -> str:
 
 
 def _tail(text: str) -> str:
-    lines = " / ".join(line.strip() for line in text.splitlines() if line.strip())
-    return lines[-_QUOTE_LENGTH:].rstrip(".")
+    """The last lines, whole ones as far as possible."""
+    lines = [line.strip()[:_QUOTE_LENGTH] for line in text.splitlines() if line.strip()][-_QUOTE_LINES:]
+    while len(lines) > 1 and len(" / ".join(lines)) > _QUOTE_LENGTH:
+        lines.pop(0)
+    return " / ".join(lines).rstrip(".")
 
 
 def _quoted(said: str) -> str:
