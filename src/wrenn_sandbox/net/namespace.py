@@ -53,6 +53,7 @@ _SYSCTLS = (
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_forward", "1"),
+    ("ipv4/icmp_ratelimit", "0"),  # the rules have a limit of their own; refusals beyond one a second must be heard
     *(
         (f"ipv4/conf/{scope}/{name}", value)
         for scope in ("all", "default")
