@@ -52,7 +52,8 @@ async def running(child: Child) -> AsyncIterator[Process]:
 
 async def keep_running(child: Child, first: Process, report: Callable[[str], None]) -> None:
     """Start ``child`` again whenever it ends by itself; raises Bug when it ends too often."""
-    process, ends = first, []
+    process = first
+    ends: list[float] = []
     loop = asyncio.get_running_loop()
     while True:
         code = await process.wait()
