@@ -22,7 +22,8 @@ ROOT = Path("/sys/fs/cgroup")
 ENVD_OOM_SCORE_ADJ = -900
 ENVD_NICE = -5
 MIB = 1024 * 1024
-MS_REMOUNT = 32  # mount(2)
+#: mount(2): remount, and as it was mounted: no devices, no programs, no set-user-id.
+REMOUNT_FLAGS = 32 | 2 | 4 | 8
 
 
 class Group(enum.Enum):
@@ -82,7 +83,7 @@ class Cgroups:
 def _favour_moves(root: Path, log: logging.Logger) -> None:
     """Make joining a group cheap: every process joins one, and by default each waits for an RCU grace period."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"none", bytes(root), None, MS_REMOUNT, b"favordynmods"):
+    if libc.mount(b"none", bytes(root), None, REMOUNT_FLAGS, b"favordynmods"):
         log.info("joining a control group stays slow: %s", os.strerror(ctypes.get_errno()))
 
 

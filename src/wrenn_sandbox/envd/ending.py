@@ -39,6 +39,10 @@ class Ending:
         return self.status if self.exit_code != 0 else None
 
 
+#: Somebody else waited for it. Never a success that was not seen.
+UNKNOWN_ENDING = Ending(-1, False, "exit status unknown")
+
+
 def ending_of(si_code: int, si_status: int) -> Ending:
     """The ending that waitid(2) reported."""
     if si_code == os.CLD_EXITED:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wrenn_sandbox.envd import pty, sessions
-from wrenn_sandbox.envd.ending import Ending, ending_of
+from wrenn_sandbox.envd.ending import UNKNOWN_ENDING, Ending, ending_of
 from wrenn_sandbox.envd.input import InputPipe
 from wrenn_sandbox.envd.output import Chunk, Cursor, OutputLog, Source
 
@@ -58,9 +58,13 @@ class _Reader:
 
 
 class Process:
-    """A started process, until nothing of it is left."""
+    """A started process, until nothing of it is left.
+
+    Owns ``descriptors`` once it is made; making it raises OSError when the kernel has no descriptor for it.
+    """
 
     def __init__(self, pid: int, descriptors: Descriptors, on_end: Callable[[Process], None]) -> None:
+        self._pidfd = os.pidfd_open(pid)
         self.pid = pid
         self.log = OutputLog()
         self.ending: Ending | None = None
@@ -86,7 +90,6 @@ class Process:
             self.stdin = InputPipe(descriptors.stdin, owned=True)
         elif descriptors.terminal is not None:
             self.stdin = InputPipe(descriptors.terminal, owned=False)
-        self._pidfd = os.pidfd_open(pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._read_on()
 
@@ -191,9 +194,14 @@ class Process:
         return True
 
     def _exited(self) -> None:
-        result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        if result is None:
-            return
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            ending = UNKNOWN_ENDING
+        else:
+            if result is None:
+                return
+            ending = ending_of(result.si_code, result.si_status)
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._cancel("deadline")
@@ -202,7 +210,7 @@ class Process:
             self._slave = None
         for reader in self._readers:
             reader.owed = _pending(reader.fd)
-        self._exit = ending_of(result.si_code, result.si_status)
+        self._exit = ending
         for reader in self._readers:
             self._drain(reader)
         self._finish_if_drained()

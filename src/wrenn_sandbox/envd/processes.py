@@ -18,7 +18,7 @@ from types import TracebackType
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from wrenn_sandbox.envd import pty, shim
+from wrenn_sandbox.envd import pty, sessions, shim
 from wrenn_sandbox.envd.cgroups import Cgroups, Group, protect_self
 from wrenn_sandbox.envd.context import GuestContext
 from wrenn_sandbox.envd.output import OutputLog
@@ -110,8 +110,12 @@ class ProcessTable:
             )
         with self._descriptors(program) as (ours, theirs, keep):
             pid = shim.spawn(self._context, self._launch(program, theirs))
-            # From here on the descriptors are the process's.
-            process = Process(pid, ours, self._on_end)
+            try:
+                process = Process(pid, ours, self._on_end)
+            except OSError as error:
+                sessions.kill_session(pid)
+                os.waitpid(pid, 0)
+                raise shim.spawn_error(error) from error
             keep.pop_all()
         self._forget(pid)
         self._live[pid] = _Entry(process, program.tag, label)

@@ -80,6 +80,20 @@ def test_output_then_the_end(kernel: Kernel) -> None:
     on_stage(work)
 
 
+def test_an_exit_that_somebody_else_took_is_no_success(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def waitid(*_: int) -> None:
+        raise ChildProcessError
+
+    async def work(stage: Stage) -> None:
+        stage.close()
+        kernel.exit(0)
+        monkeypatch.setattr(process_module.os, "waitid", waitid)
+        await turns()
+        assert stage.process.ending == Ending(-1, False, "exit status unknown")
+
+    on_stage(work)
+
+
 def test_the_exit_alone_is_not_the_end(kernel: Kernel) -> None:
     async def work(stage: Stage) -> None:
         cursor = stage.process.attach(lambda: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -174,6 +175,25 @@ def test_a_refused_start_leaves_no_descriptor(world: World) -> None:
             assert descriptors() == before
 
     world.run(work)
+
+
+def test_a_process_that_cannot_be_watched_is_not_left_running(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+
+    def pidfd_open(pid: int) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(processes.os, "pidfd_open", pidfd_open)
+    monkeypatch.setattr(processes.os, "waitpid", lambda pid, _: waited.append(pid))
+
+    async def work(table: ProcessTable) -> None:
+        with pytest.raises(ConnectError) as caught:
+            table.start(program(stdin=True), None)
+        assert caught.value.code == Code.RESOURCE_EXHAUSTED
+        assert list(table.live()) == []
+
+    world.run(work)
+    assert (world.kernel.signals, waited) == ([(101, 9)], [101])
 
 
 def test_leaving_kills_and_lets_nothing_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
