@@ -7,12 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+import structlog
 
 from wrenn_sandbox.hostagent.guest import CHUNK_BYTES, Guest
 from wrenn_sandbox.hostagent.settings import DriverChoice, Settings
+from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.net.network import Network
 from wrenn_sandbox.vmm.driver import Driver
 
+log = structlog.get_logger()
+
+#: In the images directory, since it depends on what is there.
+VERDICT_FILE = "accelerator.json"
 #: Connections to one guest at once; more requests wait.
 MAX_GUEST_CONNECTIONS = 256
 
@@ -46,12 +52,16 @@ async def open_platform(settings: Settings) -> AsyncIterator[Platform]:
 
 
 async def _qemu(settings: Settings) -> Driver:
+    from wrenn_sandbox.vmm.probe import Wanted
     from wrenn_sandbox.vmm.process import become_subreaper
-    from wrenn_sandbox.vmm.qemu.cpu import TCG_MODEL
+    from wrenn_sandbox.vmm.qemu import trial
     from wrenn_sandbox.vmm.qemu.driver import QemuDriver
 
     become_subreaper()
-    return QemuDriver("tcg", TCG_MODEL)
+    wanted = Wanted(settings.accelerator.value)
+    verdict = await trial.choose(Catalog(settings.images_dir), settings.images_dir / VERDICT_FILE, wanted)
+    log.info("accelerator chosen", accelerator=verdict.accelerator, reason=verdict.reason, cached=verdict.cached)
+    return QemuDriver(verdict.accelerator, verdict.cpu_model)
 
 
 @asynccontextmanager
