@@ -136,7 +136,7 @@ def echo(name: str | None, port: int = ECHO) -> Iterator[None]:
         return stream, packets
 
     stream, packets = inside(name, bind)
-    with stream, packets, _served({stream: _echo_stream, packets: _echo_packet}):
+    with stream, packets, served({stream: _echo_stream, packets: _echo_packet}):
         yield
 
 
@@ -155,7 +155,7 @@ def _echo_packet(packets: socket.socket) -> None:
 
 
 @contextmanager
-def _served(handlers: dict[socket.socket, Callable[[socket.socket], None]] | dict[int, Callable[[int], None]]):
+def served(handlers: dict[socket.socket, Callable[[socket.socket], None]] | dict[int, Callable[[int], None]]):
     """Call each handler whenever its descriptor is readable, in a thread that ends with the context."""
     stop_read, stop_write = os.pipe()
 
@@ -212,7 +212,7 @@ def guest(name: str, tap_fd: int) -> Iterator[Guest]:
             made.ip("link", "set", "eth0", "address", GUEST_MAC, "up")
             made.ip("address", "add", f"{GUEST_IP}/30", "dev", "eth0")
             made.ip("route", "add", "default", "via", GATEWAY_IP)
-            with _served({own: _carry(tap_fd), tap_fd: _carry(own)}):
+            with served({own: _carry(tap_fd), tap_fd: _carry(own)}):
                 yield made
         finally:
             os.close(own)
