@@ -154,6 +154,7 @@ def plane(shared_plane: Plane) -> Iterator[Plane]:
     yield shared_plane
     agent.fail.clear()
     agent.delay_s.clear()
+    agent.break_downloads = False
     for item in shared_plane.client.get("/v1/sandboxes?state=pending,running,missing,stopping,error").json()["items"]:
         shared_plane.client.delete(f"/v1/sandboxes/{item['id']}")
     until(lambda: not agent.machines)

@@ -25,7 +25,7 @@ import aiohttp
 import uvicorn
 from protobuf import Oneof
 
-from wrenn_sandbox.core.errors import Conflict, Invalid, NotFound, WrennError
+from wrenn_sandbox.core.errors import Conflict, Invalid, NotFound, Unavailable, WrennError
 from wrenn_sandbox.rpc.errors import to_connect
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 from wrenn_sandbox.rpc.gen.hostagent.v1.hostagent_connect import HostAgentService, HostAgentServiceASGIApplication
@@ -64,6 +64,7 @@ class StandIn(HostAgentService):
     uploads_broken: int = 0
     downloads_ended: int = 0
     largest_chunk: int = 0
+    break_downloads: bool = False
 
     # Each RPC begins here.
     async def _begin(self, name: str, sandbox_id: str = "") -> Machine:
@@ -209,6 +210,8 @@ class StandIn(HostAgentService):
         try:
             with path.open("rb") as file:
                 while chunk := file.read(64 * 1024):
+                    if self.break_downloads:
+                        raise to_connect(Unavailable("The guest has gone.", slug="guest_unreachable"))
                     yield pb.ReadFileStreamResponse(chunk=chunk)
         finally:
             self.downloads_ended += 1

@@ -104,9 +104,11 @@ def test_a_body_that_is_too_big(plane: Plane, sandbox: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["x", "sb-", "sb-1", "SB-00000000-0000-4000-8000-000000000000", "sb-{00000000-0000-4000-8000-000000000000}"]
-    + ["key-00000000-0000-4000-8000-000000000000", "sb-" + "z" * 25, "sb-00000000000040008000000000000000"]
-    + ["sb-00000000-0000-4000-8000-00000000000%00", "%2e%2e", "sb-" + "0" * 5000, "sb-%ff"],
+    [
+        *("x", "sb-", "sb-1", "SB-00000000-0000-4000-8000-000000000000", "sb-00000000000040008000000000000000"),
+        *("sb-{00000000-0000-4000-8000-000000000000}", "key-00000000-0000-4000-8000-000000000000", "sb-" + "z" * 25),
+        *("sb-00000000-0000-4000-8000-00000000000%00", "%2e%2e", "sb-" + "0" * 5000, "sb-%ff"),
+    ],
     ids=lambda n: n[:30],
 )
 @pytest.mark.parametrize(("method", "rest"), [("GET", ""), ("DELETE", ""), ("POST", "/exec"), ("GET", "/files?path=x")])
@@ -197,11 +199,8 @@ def test_paths(plane: Plane, sandbox: str, path: str) -> None:
 def test_files_that_are_not_there_or_no_files(plane: Plane, sandbox: str) -> None:
     base = f"/v1/sandboxes/{sandbox}/files"
     (plane.agent.root / "folder").mkdir(exist_ok=True)
-    for answer in (
-        plane.client.get(base, params={"path": "nothing"}),
-        plane.client.get(base, params={"path": "folder"}),
-    ):
-        assert answer.headers["content-type"] == "application/json"
+    for path in ("nothing", "folder"):
+        assert plane.client.get(base, params={"path": path}).headers["content-type"] == "application/json"
     for read in ("read", "stream/read"):
         assert refused(plane.client.post(f"{base}/{read}", json={"path": "nothing"})) == (404, "file_not_found")
         assert refused(plane.client.post(f"{base}/{read}", json={"path": "folder"})) == (400, "not_a_file")
@@ -211,8 +210,10 @@ def test_files_that_are_not_there_or_no_files(plane: Plane, sandbox: str) -> Non
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=101", "limit=x", "cursor=%00", "cursor=AAAA", "cursor=" + "A" * 300, "state=resting", "state="]
-    + ["metadata.a=%00", "metadata.%00=a", "cursor=MjAwMS0wMS0wMXww"],
+    [
+        *("limit=0", "limit=101", "limit=x", "cursor=%00", "cursor=AAAA", "cursor=" + "A" * 300),
+        *("state=resting", "state=", "metadata.a=%00", "metadata.%00=a", "cursor=MjAwMS0wMS0wMXww"),
+    ],
 )
 def test_lists(plane: Plane, query: str) -> None:
     status, code = refused(plane.client.get(f"/v1/sandboxes?{query}"))

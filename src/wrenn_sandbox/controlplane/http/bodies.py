@@ -78,6 +78,7 @@ class FileForm:
         self._header = (bytearray(), bytearray())
         self._parts = 0
         self._fields: dict[str, str] = {}
+        self._before_file: dict[str, str] = {}
         self._chunks: list[bytes] = []
         self._in_file = self._file_ended = self._ended = False
 
@@ -86,7 +87,7 @@ class FileForm:
         while not self._in_file and not self._file_ended:
             if not await self._feed():
                 raise Invalid("The form has no part named 'file' with a file name.")
-        return dict(self._fields)
+        return self._before_file
 
     async def content(self) -> AsyncIterator[bytes]:
         """The file, after ``fields``. Raises Invalid when the body ends before the form does."""
@@ -156,7 +157,9 @@ class FileForm:
         self._part.is_file = self._part.name == "file"
         if self._part.is_file and (self._in_file or self._file_ended):
             raise Invalid("The form has more than one file; send one request for each.")
-        self._in_file = self._in_file or self._part.is_file
+        if self._part.is_file:
+            self._in_file = True
+            self._before_file = dict(self._fields)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part.is_file:
