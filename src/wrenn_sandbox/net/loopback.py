@@ -1,6 +1,7 @@
 """The network of the fake VMM: a loopback address a slot, no namespaces, no root, nothing enforced.
 
-Slot i is 127.11.0.0 + i, which Linux answers without any set-up (all of 127.0.0.0/8 is local).
+Slot i is 127.11.0.0 + i, which Linux answers without any set-up (all of 127.0.0.0/8 is local). All fake hosts of a
+machine share these addresses; each begins at a number of its own, so that they rarely meet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from wrenn_sandbox.core.errors import Exhausted
 from wrenn_sandbox.core.slots import DEFAULT_POOLS, FIRST_SLOT, LAST_SLOT, AddressPools, Slot, slot
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net.firewall import policy_rules
+from wrenn_sandbox.net.slotnumbers import SlotNumbers
 
+#: Far apart for processes that start one after the other; coprime to the number of slots.
+_STRIDE = 251
 LOOPBACK_POOL = IPv4Network("127.11.0.0/16")
 
 
@@ -42,7 +46,12 @@ class LoopbackNetwork:
     tag: str = "wrenn"
     limit: int = LAST_SLOT
     pools: AddressPools = field(default_factory=lambda: replace(DEFAULT_POOLS, hosts=LOOPBACK_POOL))
-    _used: set[int] = field(default_factory=set)
+    first: int = field(default_factory=lambda: FIRST_SLOT + os.getpid() * _STRIDE % LAST_SLOT)
+    _numbers: SlotNumbers = field(init=False)
+    _in_use: int = 0
+
+    def __post_init__(self) -> None:
+        self._numbers = SlotNumbers(first=self.first)
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,7 +62,7 @@ class LoopbackNetwork:
         return None
 
     def link(self, policy: NetworkPolicy) -> AbstractAsyncContextManager[LoopbackLink]:
-        """The lowest free slot; raises Exhausted (``host_full``) or Invalid (``invalid_network_policy``)."""
+        """The next free slot; raises Exhausted (``host_full``) or Invalid (``invalid_network_policy``)."""
         return self._link(policy)
 
     async def sweep(self) -> int:
@@ -62,13 +71,13 @@ class LoopbackNetwork:
 
     @asynccontextmanager
     async def _link(self, policy: NetworkPolicy) -> AsyncIterator[LoopbackLink]:
-        number = next((i for i in range(FIRST_SLOT, self.limit + 1) if i not in self._used), None)
+        policy_rules(policy)
+        number = self._numbers.take() if self._in_use < self.limit else None
         if number is None:
             raise Exhausted(f"All {self.limit} network slots of this host are in use.", retry_after_s=5)
-        link = LoopbackLink(slot=replace(slot(number, self.pools, self.tag), uid=os.getuid()), policy=NetworkPolicy())
-        await link.apply(policy)
-        self._used.add(number)
+        self._in_use += 1
         try:
-            yield link
+            yield LoopbackLink(slot=replace(slot(number, self.pools, self.tag), uid=os.getuid()), policy=policy)
         finally:
-            self._used.discard(number)
+            self._in_use -= 1
+            self._numbers.give_back(number)

@@ -26,13 +26,14 @@ import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from wrenn_sandbox.core.errors import Exhausted, Unavailable, WrennError
-from wrenn_sandbox.core.slots import DEFAULT_POOLS, FIRST_SLOT, LAST_SLOT, AddressPools, slot
+from wrenn_sandbox.core.slots import DEFAULT_POOLS, LAST_SLOT, AddressPools, slot
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net import conflicts, conntrack, namespace, nftables
 from wrenn_sandbox.net.firewall import Limits, host_rules_removal, policy_rules
 from wrenn_sandbox.net.host import HostSide
 from wrenn_sandbox.net.services import dns
 from wrenn_sandbox.net.slotlink import Recipe, SlotLink, opened, run_to_end
+from wrenn_sandbox.net.slotnumbers import SlotNumbers, last_number
 
 T = TypeVar("T")
 
@@ -63,41 +64,12 @@ class PoolOptions:
     resolv_conf: Path = Path("/etc/resolv.conf")
 
 
-class Numbers:
-    """Slot numbers, handed out in turn. Pure."""
-
-    def __init__(self, last: int) -> None:
-        self._last = last
-        self._next = FIRST_SLOT
-        self._taken: set[int] = set()
-
-    def take(self) -> int | None:
-        """The next free number; None when all are taken."""
-        count = self._last - FIRST_SLOT + 1
-        for step in range(count):
-            number = FIRST_SLOT + (self._next - FIRST_SLOT + step) % count
-            if number not in self._taken:
-                self._taken.add(number)
-                self._next = number + 1
-                return number
-        return None
-
-    def give_back(self, number: int) -> None:
-        """``number`` may be handed out again."""
-        self._taken.discard(number)
-
-
-def last_number(pools: AddressPools) -> int:
-    """The highest slot whose addresses lie in both pools."""
-    return min(LAST_SLOT, pools.hosts.num_addresses - 2, pools.links.num_addresses // 2 - 1)
-
-
 class NamespacePool:
     """Real networking (``net.network.Network``). Needs root; one pool a tag and network namespace."""
 
     def __init__(self, options: PoolOptions = PoolOptions()) -> None:
         self._options = options
-        self._numbers = Numbers(last_number(options.pools))
+        self._numbers = SlotNumbers(last_number(options.pools))
         #: Numbers whose names or addresses belong to somebody else, or that could not be removed.
         self._blocked: set[int] = set()
         #: Numbers of which there may be anything on the host; and of these, the ones that are made.
