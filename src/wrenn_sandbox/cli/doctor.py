@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +17,10 @@ from wrenn_sandbox.cli.image import DEFAULT_IMAGES_DIR
 from wrenn_sandbox.core.errors import WrennError
 from wrenn_sandbox.core.slots import DEFAULT_POOLS
 from wrenn_sandbox.image.catalog import Catalog
-from wrenn_sandbox.net import conflicts
 from wrenn_sandbox.vmm.probe import Verdict
-from wrenn_sandbox.vmm.qemu import trial
+
+if TYPE_CHECKING:
+    from wrenn_sandbox.net.conflicts import Finding
 
 ACCELERATOR_CACHE = "accelerator.json"
 _MIN_DISK_MIB, _MIN_MEMORY_MIB = 5 * 1024, 1024
@@ -60,6 +61,9 @@ def doctor(
 
 
 async def _examine(images_dir: Path, *, again: bool) -> tuple[list[Line], Verdict | None]:
+    from wrenn_sandbox.net import conflicts  # half a second to import, which no other command should wait for
+    from wrenn_sandbox.vmm.qemu import trial
+
     lines = [privileges(os.geteuid()), *_space(images_dir)]
     verdict: Verdict | None = None
     if os.geteuid() == 0:
@@ -88,7 +92,7 @@ def privileges(uid: int) -> Line:
     return Line("user", Severity.ERROR, "sandboxes need root for namespaces and jails: use sudo, or --driver fake")
 
 
-def network_line(finding: conflicts.Finding) -> Line:
+def network_line(finding: Finding) -> Line:
     """A finding of the network as a line."""
     return Line("network", Severity(finding.severity.value), f"{finding.message} [{finding.slug}]")
 

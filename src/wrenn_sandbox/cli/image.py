@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from wrenn_sandbox.image.build import build_all
 from wrenn_sandbox.image.catalog import Catalog
 
 app = typer.Typer(help="Kernel, initramfs, tools disk, root file system and VMM runtime.", no_args_is_help=True)
@@ -24,6 +23,8 @@ def build(
     refresh: Annotated[bool, typer.Option(help="Take newer Debian packages where there are any.")] = False,
 ) -> None:
     """Build what is missing or whose inputs changed."""
+    from wrenn_sandbox.image.build import build_all  # what no other command should wait for
+
     asyncio.run(build_all(images_dir, lambda line: print(line, flush=True), refresh=refresh))
 
 

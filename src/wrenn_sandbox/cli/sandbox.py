@@ -12,8 +12,6 @@ from typing import Annotated, TypeVar
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from wrenn_sandbox.cli import terminal
 from wrenn_sandbox.cli.api import Api, Credentials, Json, connect
@@ -55,7 +53,10 @@ def list_(as_json: JsonFlag = False) -> None:
     if as_json:
         print(json.dumps(answer))
         return
-    table = Table("ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", box=None)
+    from rich.console import Console  # what no other command should wait for
+    from rich.table import Column, Table
+
+    table = Table(Column("ID", no_wrap=True), "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", box=None)
     for item in answer:
         table.add_row(*(str(item.get(k, "")) for k in ("id", "status", "template", "vcpus", "memory_mb", "created_at")))
     Console().print(table)
@@ -72,6 +73,7 @@ def exec_(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a command; its output, errors and exit code become this command's."""
+    command = command[1:] if command[0] == "--" and len(command) > 1 else command
     body: Json = {"cmd": command[0], "args": command[1:], "timeout_sec": timeout, "envs": _pairs(env)}
     body |= {key: value for key, value in (("cwd", cwd), ("user", user)) if value}
     answer = _run(lambda api: api.call("POST", f"{_path(sandbox_id)}/exec", body, timeout_s=timeout + 30))

@@ -21,7 +21,7 @@ def test_build_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         asked.append((images, refresh))
         progress("kernel: ready")
 
-    monkeypatch.setattr(image, "build_all", build_all)
+    monkeypatch.setattr("wrenn_sandbox.image.build.build_all", build_all)
     done = CliRunner().invoke(image.app, ["build", "--images-dir", str(tmp_path), "--refresh"])
     assert done.stdout == "kernel: ready\n"
     assert asked == [(tmp_path, True)]
