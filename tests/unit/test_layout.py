@@ -27,7 +27,9 @@ MANY_PARAMETERS: dict[str, str] = {
     "cli/up.py:up": "one for each option of the command",
 }
 #: Source files whose behaviour only shows with real processes, sockets or kernels; tested where it says.
-TESTED_ELSEWHERE: dict[str, str] = {}
+TESTED_ELSEWHERE: dict[str, str] = {
+    "envd/ports/child.py": "tests/platform/envd/test_ports.py",
+}
 
 FORBIDDEN_NAMES = re.compile(r"(manager|helper|utils|common|base)s?(?![a-z])", re.IGNORECASE)
 

@@ -61,7 +61,8 @@ def build(given: argparse.Namespace) -> Application:
     )
     table = ProcessTable(context)
     address = given.forward_address or (GUEST_ADDRESS if is_guest else "")
-    ports = port_subsystem(context, address, given.port) if address else NoPorts()
+    own_ports: set[int] = set()
+    ports = port_subsystem(context, address, own_ports) if address else NoPorts()
     # mypy misses ``desc``, a class method of the generated protocol that no service needs.
     processes = ProcessASGIApplication(cast(Process, ProcessService(context, table)))
     return Application(
@@ -72,17 +73,18 @@ def build(given: argparse.Namespace) -> Application:
             files=FileAccess(context, FileThreads()),
             services={"process.Process": cast(Asgi, processes)},
             contexts=(table, ports),
+            own_ports=own_ports,
         )
     )
 
 
-def port_subsystem(context: GuestContext, address: str, own_port: int) -> PortSubsystem:
+def port_subsystem(context: GuestContext, address: str, own_ports: set[int]) -> PortSubsystem:
     """The port subsystem that forwards from ``address``."""
     tools = context.tools_dir / "bin" / "socat" if context.tools_dir is not None else None
     socat = str(tools) if tools is not None and tools.exists() else "socat"
     return PortSubsystem(
         partial(Scanner, context.log),
-        partial(Forwarder, socat, address, frozenset({own_port}), context.log, partial(start_socat, context)),
+        partial(Forwarder, socat, address, own_ports, context.log, partial(start_socat, context)),
         context.log,
     )
 
@@ -109,6 +111,7 @@ async def serve(given: argparse.Namespace) -> None:
         await server.listening()
         if not server.started:  # it says why itself, and ends this group
             return
+        application.parts.own_ports.add(server.port)
         log = application.parts.context.log
         if with_exercise:
             await exercise(application, server.port, log)

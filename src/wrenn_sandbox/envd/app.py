@@ -19,13 +19,12 @@ from wrenn_sandbox.envd import auth
 from wrenn_sandbox.envd.context import GuestContext
 from wrenn_sandbox.envd.download import get_file
 from wrenn_sandbox.envd.files import FileAccess
-from wrenn_sandbox.envd.http import ANY_ORIGIN, NO_STORE, Asgi, Receive, Request, Scope, Send
+from wrenn_sandbox.envd.http import NO_STORE, Asgi, Receive, Request, Scope, Send
 from wrenn_sandbox.envd.init import MAX_BODY_BYTES, Initializer
 from wrenn_sandbox.envd.metrics import Gauge
 from wrenn_sandbox.envd.upload import post_files
 
 _PREFLIGHT = (
-    ANY_ORIGIN,
     (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
     (b"access-control-max-age", b"7200"),
 )
@@ -52,6 +51,8 @@ class Parts:
     gauge: Gauge = field(default_factory=Gauge)
     services: Mapping[str, Asgi] = field(default_factory=dict)
     contexts: tuple[AbstractAsyncContextManager[object], ...] = ()
+    #: Ports of the daemon itself, which are never forwarded; known only when it listens.
+    own_ports: set[int] = field(default_factory=set)
 
 
 class Application:

@@ -7,6 +7,7 @@ guest would do. Here a signal wakes the loop instead.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from types import FrameType
 
@@ -18,6 +19,13 @@ from wrenn_sandbox.envd.app import Application
 KEEP_ALIVE_S = 640
 #: Seconds that open streams get at the end; what they show lives on in nobody.
 SHUTDOWN_S = 1
+
+
+class _CutStreams(logging.Filter):
+    """Keeps quiet about the requests that uvicorn cancels at the end: that is how they end."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class Server(uvicorn.Server):
@@ -42,6 +50,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=SHUTDOWN_S,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_CutStreams())
         self._stop = asyncio.Event()
         self._listening = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class Entry:
     rest: int = 0
 
 
-def wanted(scan: Scan, excluded: frozenset[int]) -> dict[int, bool]:
+def wanted(scan: Scan, excluded: Container[int]) -> dict[int, bool]:
     """The ports to forward, and whether their server listens on IPv6 only."""
     ports: dict[int, bool] = {}
     for listener in scan:
@@ -79,7 +79,7 @@ class Forwarder:
         self,
         socat: str,
         address: str,
-        excluded: frozenset[int],
+        excluded: Container[int],
         log: logging.Logger,
         start: Callable[[list[str]], Process] = Child.start,
     ) -> None:
