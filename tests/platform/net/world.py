@@ -291,7 +291,7 @@ def _descriptors() -> tuple[str, ...]:
     found = []
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            target = os.readlink(link)
+            target = str(link.readlink())
             if "/proc/" not in target:
                 found.append(f"{link.name} {target}")
     return tuple(sorted(found))
