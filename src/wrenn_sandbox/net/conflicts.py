@@ -57,10 +57,10 @@ def find(tag: str, pools: AddressPools) -> list[Finding]:
             )
         )
     try:
-        rules = nftables.query("list ruleset")
+        chains = nftables.query("list chains")
     except WrennError as error:
         return [*findings, Finding(error.slug, error.message, Severity.ERROR)]
-    return [*findings, *check_forward_chains(rules, tag)]
+    return [*findings, *check_forward_chains(chains, tag)]
 
 
 def require_clear(findings: Iterable[Finding]) -> None:
@@ -110,13 +110,13 @@ def check_pools(pools: AddressPools, routes: Iterable[HostRoute]) -> list[Findin
     return findings
 
 
-def check_forward_chains(rules: Iterable[dict[str, Any]], tag: str) -> list[Finding]:
+def check_forward_chains(chains: list[dict[str, Any]], tag: str) -> list[Finding]:
     """Another program's forward chain that drops by default (Docker's) also drops what our table accepts."""
-    for entry in rules:
+    for entry in chains:
         chain = entry.get("chain", {})
         foreign = chain.get("table") != host_table(tag) and chain.get("family") in ("ip", "inet")
         if foreign and chain.get("hook") == "forward" and chain.get("policy") == "drop":
-            docker = any(e.get("chain", {}).get("name") == "DOCKER-USER" for e in rules)
+            docker = any(e.get("chain", {}).get("name") == "DOCKER-USER" for e in chains)
             user_chain = "DOCKER-USER" if docker else "FORWARD"
             message = (
                 f"The chain {chain['table']}/{chain['name']} drops forwarded packets"

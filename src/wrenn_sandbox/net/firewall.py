@@ -73,11 +73,11 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one sandbox may cost the host's connection tracking and our services."""
+    """What one sandbox may cost the host's connection tracking (by default 262 144 entries) and our services."""
 
     new_connections_per_s: int = 200
     new_connections_burst: int = 1000
-    tracked_connections: int = 4000
+    tracked_connections: int = 2000
     dns_queries_per_s: int = 200
     dns_queries_burst: int = 400
 

@@ -96,8 +96,9 @@ class NamespacePool:
         async with AsyncExitStack() as stack:
             self._makers = stack.enter_context(ThreadPoolExecutor(_MAKER_THREADS, "net-make"))
             self._removers = stack.enter_context(ThreadPoolExecutor(_REMOVER_THREADS, "net-remove"))
+            await self._run(self._check_host)
             stack.push_async_callback(self._tear_down_host)
-            await self._run(self._set_up_host)
+            await self._run(self._host.set_up)
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             chores = [self._group.create_task(self._refill()), self._group.create_task(self._watch())]
             stack.callback(self._shut, chores)
@@ -273,13 +274,12 @@ class NamespacePool:
         for link in self._live.values():
             link.released.set()
 
-    def _set_up_host(self) -> None:
+    def _check_host(self) -> None:
         findings = conflicts.find(self._options.tag, self._options.pools)
         conflicts.require_clear(findings)
         for finding in findings:
             _log.warning("network.finding", slug=finding.slug, message=finding.message)
         namespace.prepare_directory()
-        self._host.set_up()
 
     async def _tear_down_host(self) -> None:
         await run_to_end(self._removers, self._host.tear_down)
