@@ -129,7 +129,8 @@ class Application:
 
     async def _prepare(self, request: Request) -> None:
         await self._parts.ports.stop()
-        await request.respond(204, (NO_STORE,))
+        # A connection in the snapshot would be half of one whose other half is gone in every restore.
+        await request.respond(204, (NO_STORE, (b"connection", b"close")))
 
     async def _metrics(self, request: Request) -> None:
         await request.respond_json(self._parts.gauge.read())

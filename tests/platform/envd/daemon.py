@@ -97,12 +97,16 @@ def own_network() -> Iterator[None]:
 
 
 @contextmanager
-def running(shim: Path, *options: str) -> Iterator[Daemon]:
-    """envd as a child process. On leaving it must end by itself and leave nothing that forwards."""
-    address = f"127.{100 + secrets.randbelow(100)}.{secrets.randbelow(250)}.{1 + secrets.randbelow(250)}"
+def running(shim: Path, *options: str, wrapper: tuple[str, ...] = (), address: str = "") -> Iterator[Daemon]:
+    """envd as a child process, outside a guest unless a ``wrapper`` makes it believe otherwise.
+
+    On leaving it must end by itself and leave nothing that forwards.
+    """
+    address = address or f"127.{100 + secrets.randbelow(100)}.{secrets.randbelow(250)}.{1 + secrets.randbelow(250)}"
     with tempfile.TemporaryDirectory() as folder:
         ready, log = Path(folder, "ready"), Path(folder, "log")
-        command = [sys.executable, "-m", "wrenn_sandbox.envd", "--not-a-guest", "--host", "127.0.0.1", "--port", "0"]
+        command = [*wrapper, sys.executable, "-m", "wrenn_sandbox.envd", "--host", "127.0.0.1", "--port", "0"]
+        command += [] if wrapper else ["--not-a-guest"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--forward-address", address, "--ready-file", str(ready), *options],
