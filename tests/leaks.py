@@ -1,17 +1,18 @@
 """What of this machine a test may have left behind: processes, namespaces, links, mounts, loops, nft tables, files.
 
 ``Footprint.take()`` before and after; ``left_behind`` lists what is new. Processes count when they descend from this
-one or run a program of ours, so that other users of the machine do not disturb a test.
+one, and it adopts its descendants' orphans, so none can get away and no other user of the machine disturbs a test.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-_OURS = ("wrenn_sandbox", "qemu-system", "exec-shim", "/run/wrenn")
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Footprint:
     @classmethod
     def take(cls) -> Footprint:
         """Look at this machine now."""
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return cls(
             processes=_processes(),
             namespaces=_listed(Path("/run/netns")),
@@ -61,7 +63,7 @@ def _tables() -> frozenset[str]:
 
 
 def _processes() -> frozenset[str]:
-    parents, names = {}, {}
+    parents, names, ended = {}, {}, set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -73,12 +75,9 @@ def _processes() -> frozenset[str]:
         pid, fields = int(entry.name), stat.rpartition(")")[2].split()
         parents[pid] = int(fields[1])
         names[pid] = f"{pid} {fields[0]} {command[:160]}"
-    me = os.getpid()
-    return frozenset(
-        names[pid]
-        for pid in names
-        if pid != me and (_descends(pid, me, parents) or any(o in names[pid] for o in _OURS))
-    )
+        if fields[0] == "Z" and parents[pid] == os.getpid():
+            ended.add(pid)  # an adopted orphan that nobody asked for
+    return frozenset(names[pid] for pid in names if _descends(pid, os.getpid(), parents) and pid not in ended)
 
 
 def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
