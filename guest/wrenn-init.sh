@@ -86,7 +86,7 @@ network() {
 
 # The kernel has read the clock device once, at boot; from here chronyd keeps it, also across restores.
 clock() {
-    mkdir -p /run/wrenn/chrony
+    mkdir -p -m 700 /run/wrenn/chrony # chronyd refuses a wider one
     if [ -e /dev/ptp0 ]; then
         source="refclock PHC /dev/ptp0 poll 0 dpoll -2 offset 0"
     else

@@ -28,11 +28,13 @@ STEPS = ("runtime", "kernel", "initramfs", "tools", "rootfs")
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    force: bool
-    refresh: bool
-    only: str
-    rootfs_size_mib: int
+class Options:
+    """As ``build_all`` takes them."""
+
+    force: bool = False
+    refresh: bool = False
+    only: str = ""
+    rootfs_size_mib: int = rootfs.DEFAULT_SIZE_MIB
 
 
 async def build_all(
@@ -56,43 +58,43 @@ async def build_all(
         raise Invalid(f"{only!r} is not one of {', '.join(STEPS)}.", slug="invalid_step")
     store = Store(images.resolve())
     with store.locked():
-        return await _Build(store, progress, _Options(force, refresh, only, rootfs_size_mib)).run()
+        apt = GuestApt(store.cache / "apt", await find_mirror())
+        return await Build(store, progress, Options(force, refresh, only, rootfs_size_mib), apt).run()
 
 
-class _Build:
-    """One run over all recipes."""
+class Build:
+    """One run over all recipes, in a store that is locked."""
 
-    def __init__(self, store: Store, progress: Progress, options: _Options) -> None:
+    def __init__(self, store: Store, progress: Progress, options: Options, apt: GuestApt) -> None:
         self._store = store
         self._progress = progress
         self._options = options
         self._catalog = Catalog(store.root)
-        self._apt: GuestApt | None = None
+        self._apt = apt
 
     async def run(self) -> ArtefactSet:
+        """Follow all recipes that the options ask for and make the set current."""
         try:
             current: ArtefactSet | None = self._catalog.current()
         except Unavailable:
             current = None
         only = self._options.only if current is not None else ""  # a first set must be whole
-        mirror = await find_mirror()
-        self._apt = GuestApt(self._store.cache / "apt", mirror)
         if self._options.refresh:
             await self._apt.update()
         digests: dict[str, str] = {}
         release = current.kernel_release if current else ""
 
         async def follow(recipe: Recipe) -> None:
-            digests[recipe.name] = (await self._follow(recipe)).digest
+            digests[recipe.name] = (await self.follow(recipe)).digest
 
         try:
             async with asyncio.TaskGroup() as group:
                 if only in {"", "runtime"}:
                     group.create_task(follow(await runtime.recipe()))
                 if only in {"", "rootfs"}:
-                    group.create_task(follow(rootfs.recipe(mirror, self._options.rootfs_size_mib)))
+                    group.create_task(follow(rootfs.recipe(self._apt.mirror, self._options.rootfs_size_mib)))
                 if only in {"", "kernel", "initramfs", "tools"}:
-                    release = await self._guest_programs(self._apt, only, digests)
+                    release = await self._guest_programs(only, digests)
         except* Exception as group_error:  # the first failure is the cause; its siblings were only cancelled
             raise _first(group_error) from None
         artefacts = ArtefactSet(
@@ -103,21 +105,21 @@ class _Build:
             self._catalog.set_current(artefacts)
         return artefacts
 
-    async def _guest_programs(self, apt: GuestApt, only: str, digests: dict[str, str]) -> str:
+    async def _guest_programs(self, only: str, digests: dict[str, str]) -> str:
         """Kernel, and then what holds its modules; returns the kernel's release."""
-        sources = Sources.of_checkout()
-        made = await self._follow(kernel.recipe(apt))
+        apt, sources = self._apt, Sources.of_checkout()
+        made = await self.follow(kernel.recipe(apt))
         digests["kernel"] = made.digest
         folder = self._catalog.kernel(made.digest).parent
         if only in {"", "initramfs", "kernel"}:
-            digests["initramfs"] = (await self._follow(initramfs.recipe(apt, sources, folder, made.digest))).digest
+            digests["initramfs"] = (await self.follow(initramfs.recipe(apt, sources, folder, made.digest))).digest
         if only in {"", "tools", "kernel"}:
-            base = await self._follow(tools.base_recipe(apt, sources, folder, made.digest))
+            base = await self.follow(tools.base_recipe(apt, sources, folder, made.digest))
             path = self._store.root / "cache" / "toolbase" / base.digest
-            digests["tools"] = (await self._follow(tools.recipe(sources, path, base.digest))).digest
+            digests["tools"] = (await self.follow(tools.recipe(sources, path, base.digest))).digest
         return made.facts["release"]
 
-    async def _follow(self, recipe: Recipe) -> Made:
+    async def follow(self, recipe: Recipe) -> Made:
         """What the recipe's inputs make: from before when they made it already, else now."""
         with self._timed(recipe.name) as finish:
             known = self._store.recall(recipe.name, recipe.key)
@@ -143,7 +145,6 @@ class _Build:
         return self._options.refresh and bool(recipe.packages) and await self._resolve(recipe) != known.packages
 
     async def _resolve(self, recipe: Recipe) -> tuple[str, ...]:
-        assert self._apt is not None
         return await self._apt.resolve(recipe.packages)
 
     @contextmanager

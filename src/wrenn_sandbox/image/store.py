@@ -155,10 +155,14 @@ def sync_tree(root: Path) -> None:
     _sync(root)
 
 
+def _mount_points() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]  # proc(5)
+
+
 def _remove(folder: Path) -> None:
     """Delete a folder, but never anything through a mount below it."""
     prefix = str(folder) + "/"
-    if any(line.split()[1].startswith(prefix) for line in Path("/proc/self/mounts").read_text().splitlines()):
+    if any(point.startswith(prefix) for point in _mount_points()):
         return  # its owner is still at work, or it takes an administrator to see what happened
     shutil.rmtree(folder, ignore_errors=True)
 

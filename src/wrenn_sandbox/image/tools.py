@@ -175,14 +175,18 @@ def _copy_programs(debian: Path, product: Path) -> None:
 
 async def _install_wheels(lock: Path, site: Path) -> None:
     """Wheels for the guest's Python, whatever Python runs this."""
-    platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
-    await run(
-        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile",
-        "--require-hashes", "--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp",
-        *platforms, "--target", site, "-r", lock,
-        timeout_s=_PIP_TIMEOUT_S,
-    )  # fmt: skip
+    uv = Path(sys.executable).with_name("uv")
+    await run(*installer(uv if uv.exists() else None), "--target", site, "-r", lock, timeout_s=_PIP_TIMEOUT_S)
     shutil.rmtree(site / "bin", ignore_errors=True)
+
+
+def installer(uv: Path | None) -> tuple[str, ...]:
+    """The command that installs locked wheels for the guest; uv weighs markers for the guest, pip for this Python."""
+    common = ("--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--python-version", "3.11")
+    if uv is not None:
+        return (str(uv), "pip", "install", *common, "--python-platform", "x86_64-manylinux_2_28", "--link-mode", "copy")
+    platforms = tuple(word for name in _PLATFORMS for word in ("--platform", name))
+    return (sys.executable, "-m", "pip", "install", "--no-compile", *common, "--implementation", "cp", *platforms)
 
 
 async def _run_in(root: Path, program: str, *, argv0: str = "", arguments: Iterable[str] = (), **env: str) -> str:
