@@ -140,8 +140,12 @@ def shared_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     folder = tmp_path_factory.mktemp("plane")
     with agent_thread(folder / "guest") as (agent, url), control_plane(folder, agent, url) as plane:
         yield plane
-    left = {kind: names for kind, names in Footprint.take().left_behind(before).items() if kind != "processes"}
-    assert left == {}
+
+    def left() -> dict[str, list[str]]:
+        # Processes of ours may run on this machine for other reasons; this one's is asked for by its number.
+        return {kind: names for kind, names in Footprint.take().left_behind(before).items() if kind == "descriptors"}
+
+    until(lambda: left() == {}, limit_s=5)
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     assert str(plane.process.pid) not in children
     assert [p.name for p in folder.iterdir() if p.name.endswith((".new", ".part"))] == []

@@ -47,6 +47,7 @@ class Machine:
     last_active: float = field(default_factory=time.time)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     terminals: dict[str, int] = field(default_factory=dict)
+    shells: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -250,17 +251,18 @@ class StandIn(HostAgentService):
             pid, master = pty.fork()
             if pid == 0:
                 os.execvpe(request.cmd, [request.cmd, *request.args], environment(machine, request.envs))
-            machine.terminals[request.tag] = master
+            machine.terminals[request.tag], machine.shells[request.tag] = master, pid
             yield pb.PtyAttachResponse(event=Oneof("started", pb.PtyStarted(pid=pid, tag=request.tag)))
         loop = asyncio.get_running_loop()
         master = machine.terminals[request.tag]
         while data := await loop.run_in_executor(None, read_quietly, master):
             yield pb.PtyAttachResponse(event=Oneof("output", pb.PtyOutput(data=data)))
+        if request.tag not in machine.terminals:
+            return  # the machine was destroyed
         os.close(machine.terminals.pop(request.tag))
-        with contextlib.suppress(ChildProcessError, UnboundLocalError):
-            _, status = os.waitpid(pid, 0)
-            ended = pb.PtyExited(exit_code=os.waitstatus_to_exitcode(status))
-            yield pb.PtyAttachResponse(event=Oneof("exited", ended))
+        _, status = os.waitpid(machine.shells.pop(request.tag), 0)
+        ended = pb.PtyExited(exit_code=os.waitstatus_to_exitcode(status))
+        yield pb.PtyAttachResponse(event=Oneof("exited", ended))
 
     async def pty_send_input(self, request: pb.PtySendInputRequest, _ctx: Any) -> pb.PtySendInputResponse:
         machine = await self._begin("PtySendInput", request.sandbox_id)
@@ -296,6 +298,12 @@ def end(machine: Machine) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    for tag in list(machine.terminals):
+        os.kill(machine.shells[tag], signal.SIGKILL)
+        os.waitpid(machine.shells.pop(tag), 0)
+        os.close(machine.terminals.pop(tag))
 
 
 def environment(machine: Machine, envs: dict[str, str]) -> dict[str, str]:

@@ -66,15 +66,15 @@ def test_forms_write_files(plane: Plane, base: str) -> None:
 def test_forms_that_cannot_be_streamed_are_refused_clearly(plane: Plane, base: str) -> None:
     name = '; filename="f"'
     cases = [
-        form(("file", b"x", name), ("path", b"a.txt", "")),
-        form(("path", b"a.txt", "")),
-        form(("path", b"a.txt", ""), ("file", b"x", name), ("file", b"y", name)),
-        form(*[("path", b"a.txt", "")] * 40, ("file", b"x", name)),
+        form(("file", b"x", name), ("path", b"never.txt", "")),
+        form(("path", b"never.txt", "")),
+        form(("path", b"never.txt", ""), ("file", b"x", name), ("file", b"y", name)),
+        form(*[("path", b"never.txt", "")] * 40, ("file", b"x", name)),
         form(("path", b"x" * 100_000, ""), ("file", b"x", name)),
         (b"no form at all", form()[1]),
         (b"no form at all", {"Content-Type": "text/plain"}),
         (b"no boundary", {"Content-Type": "multipart/form-data"}),
-        (form(("path", b"a.txt", ""), ("file", BLOCK, name))[0][:-20], form()[1]),
+        (form(("path", b"never.txt", ""), ("file", BLOCK, name))[0][:-20], form()[1]),
     ]
     for body, headers in cases:
         answer = plane.client.post(f"{base}/stream/write", content=body, headers=headers)
@@ -83,7 +83,7 @@ def test_forms_that_cannot_be_streamed_are_refused_clearly(plane: Plane, base: s
             answer.text,
         )
     assert "before" in plane.client.post(f"{base}/stream/write", content=cases[0][0], headers=cases[0][1]).text
-    assert not (plane.agent.root / "a.txt").exists()
+    assert not (plane.agent.root / "never.txt").exists()
     for body, headers in (cases[1], cases[6], cases[7]):
         answer = plane.client.post(f"{base}/write", content=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request"), answer.text
