@@ -7,6 +7,7 @@ on this host. "Memory" does not survive: a restore starts a fresh envd. It needs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,21 +21,13 @@ from wrenn_sandbox.core.artefacts import Platform
 from wrenn_sandbox.core.errors import NotFound, Unavailable
 from wrenn_sandbox.core.slots import ENVD_PORT
 from wrenn_sandbox.core.spec import MEMORY_MIB_CHOICES, VCPU_CHOICES
-from wrenn_sandbox.vmm import record
+from wrenn_sandbox.vmm import keeper, record
 from wrenn_sandbox.vmm.driver import Capabilities, Exit, MachineSpec
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
-from wrenn_sandbox.vmm.process import Identity, Process, become_subreaper, start, watch
+from wrenn_sandbox.vmm.process import Process, become_subreaper, identify, start, watch
 
 ANSWER_LIMIT_S = 30.0
 _PROBE_EVERY_S = 0.01
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-#: envd adopts what its children leave behind, as process 1 of a guest does, so that nothing escapes from its tree.
-_ADOPTING = (
-    "import ctypes,os,sys;"
-    f"ctypes.CDLL(None).prctl({_PR_SET_CHILD_SUBREAPER},1,0,0,0);"
-    "os.execv(sys.argv[1],sys.argv[1:])"
-)
-_PARENT_FIELD = 1  # ppid, counted from field 3 of proc_pid_stat(5)
 
 
 def envd_command(spec: MachineSpec) -> tuple[str, ...]:
@@ -44,16 +37,17 @@ def envd_command(spec: MachineSpec) -> tuple[str, ...]:
 
 
 class FakeMachine:
-    """A process tree that plays a machine."""
+    """A process tree that plays a machine: a keeper, envd ``pid``, and the programs of the sandbox."""
 
-    def __init__(self, process: Process, console: Log) -> None:
+    def __init__(self, process: Process, pid: int, console: Log) -> None:
         self._process = process
+        self._pid = pid
         self._console = console
 
     @property
     def pid(self) -> int:
         """Process id of envd."""
-        return self._process.pid
+        return self._pid
 
     @property
     def console(self) -> str:
@@ -63,13 +57,13 @@ class FakeMachine:
     async def pause(self) -> None:
         """Stop every process of the tree."""
         self._require_alive()
-        stop_tree(self.pid)
+        keeper.stop(self._process.pid)
 
     async def resume(self) -> None:
         """Let every process of the tree go on."""
         self._require_alive()
-        for pid in (self.pid, *descendants(self.pid)):
-            _send(pid, signal.SIGCONT)
+        for pid in keeper.descendants(self._process.pid):
+            keeper.send(pid, signal.SIGCONT)
 
     async def snapshot(self, state: Path) -> None:
         """Write a small file that ``restore`` recognises; the tree is stopped afterwards."""
@@ -86,7 +80,7 @@ class FakeMachine:
 
     def _require_alive(self) -> None:
         if self._process.code is not None:
-            raise Unavailable(f"Process {self.pid} has ended.", slug="vmm_gone")
+            raise Unavailable(f"Process {self._pid} has ended.", slug="vmm_gone")
 
 
 class FakeDriver:
@@ -147,25 +141,38 @@ class FakeDriver:
         async with AsyncExitStack() as stack:
             stack.enter_context(record.kept(spec.run_dir))
             console = stack.enter_context(new_log("console"))
-            argv = (sys.executable, "-c", _ADOPTING, *self._command(spec))
-            env = {"PATH": os.environ.get("PATH", os.defpath)}
-            process = await stack.enter_async_context(_tree(start(argv, fds={1: console.fd, 2: console.fd}, env=env)))
-            record.write(spec.run_dir, process.identity)
-            machine = FakeMachine(process, console)
+            process, pid = await _kept(self._command(spec), console, stack)
+            record.write(spec.run_dir, identify(pid))
+            machine = FakeMachine(process, pid, console)
             await _answering(machine, process, spec)
             yield machine
 
 
+async def _kept(command: Sequence[str], console: Log, stack: AsyncExitStack) -> tuple[Process, int]:
+    """Start ``command`` under a keeper on ``stack``; the keeper and the pid of the command."""
+    env = {"PATH": os.environ.get("PATH", os.defpath)}
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            ours.setblocking(False)
+            fds = {1: console.fd, 2: console.fd, keeper.REPORT_FD: theirs.fileno()}
+            pid = start((sys.executable, "-I", keeper.__file__, *command), fds=fds, env=env)
+        process = await stack.enter_async_context(_tree(pid))
+        async with asyncio.timeout(ANSWER_LIMIT_S):
+            report = await asyncio.get_running_loop().sock_recv(ours, 32)
+    if not report:
+        raise Unavailable("The keeper of a fake machine ended at once.", slug="vmm_failed")
+    return process, int(report)
+
+
 @asynccontextmanager
 async def _adopted(spec: MachineSpec, pid: int) -> AsyncIterator[FakeMachine]:
-    expected = record.read(spec.run_dir, pid)
+    record.confirmed(spec.run_dir, pid)
     become_subreaper()
     async with AsyncExitStack() as stack:
         stack.enter_context(record.kept(spec.run_dir))
-        process = await stack.enter_async_context(_tree(pid, expected))
-        if process.code is not None:
-            raise NotFound(f"The machine of {spec.name} has ended.", slug="vmm_gone")
-        yield FakeMachine(process, stack.enter_context(found_log(pid, 1)))
+        process = await stack.enter_async_context(_tree(keeper.parent(pid)))
+        yield FakeMachine(process, pid, stack.enter_context(found_log(pid, 1)))
 
 
 async def _answering(machine: FakeMachine, process: Process, spec: MachineSpec) -> None:
@@ -187,50 +194,24 @@ async def _answering(machine: FakeMachine, process: Process, spec: MachineSpec) 
 
 
 @asynccontextmanager
-async def _tree(pid: int, expected: Identity | None = None) -> AsyncIterator[Process]:
-    """Hold ``pid``; when the context is left it and all that descends from it is dead and reaped."""
-    async with AsyncExitStack() as stack, watch(pid, expected) as process:
+async def _tree(pid: int) -> AsyncIterator[Process]:
+    """Hold the keeper ``pid``; when the context is left it and all below it is dead and reaped."""
+    below: list[int] = []
+    async with AsyncExitStack() as stack, watch(pid) as process:
         try:
             yield process
         finally:
-            for child in stop_tree(pid):
-                try:
+            process.signal(signal.SIGSTOP)
+            below += keeper.stop(pid)
+            for child in below:
+                with contextlib.suppress(NotFound):  # a zombie that the keeper had just reaped
                     await stack.enter_async_context(watch(child))
-                except NotFound:
-                    pass  # a zombie that envd reaped before it was stopped
-        # Now envd is dead and what was below it is ours to kill and reap.
+        # Now the keeper is dead and what was below it is ours to kill and reap.
+    _reap(below)
 
 
-def stop_tree(pid: int) -> list[int]:
-    """Stop ``pid`` and everything below it; returns the latter. Repeats until nothing new has been forked meanwhile."""
-    stopped: set[int] = set()
-    while new := {pid, *descendants(pid)} - stopped:
-        for member in new:
-            _send(member, signal.SIGSTOP)
-        stopped |= new
-    return sorted(stopped - {pid})
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below ``pid``, zombies too."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            children.setdefault(int(fields[_PARENT_FIELD]), []).append(int(entry.name))
-    found, queue = [], [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
+def _reap(pids: Sequence[int]) -> None:
+    """Collect the dead whose own parent, dead by now, had not: they were handed down to us."""
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

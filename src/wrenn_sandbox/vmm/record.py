@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wrenn_sandbox.core.errors import NotFound
-from wrenn_sandbox.vmm.process import Identity
+from wrenn_sandbox.vmm.process import Identity, identify
 
 RECORD = "vmm.json"
 
@@ -21,14 +21,14 @@ def write(directory: Path, identity: Identity) -> None:
     temporary.replace(directory / RECORD)
 
 
-def read(directory: Path, pid: int) -> Identity:
-    """The process written down, which must have the number ``pid``; raises NotFound (``vmm_gone``)."""
+def confirmed(directory: Path, pid: int) -> Identity:
+    """The process written down, if it is ``pid`` and there still; raises NotFound (``vmm_gone``)."""
     try:
         identity = Identity(**json.loads((directory / RECORD).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise NotFound(f"{directory} names no VMM.", slug="vmm_gone") from error
-    if identity.pid != pid:
-        raise NotFound(f"{directory} names process {identity.pid}, not {pid}.", slug="vmm_gone")
+    if identity.pid != pid or identify(pid) != identity:
+        raise NotFound(f"{directory} names another process than {pid}.", slug="vmm_gone")
     return identity
 
 

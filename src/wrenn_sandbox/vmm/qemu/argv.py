@@ -60,8 +60,8 @@ def jail_files(spec: MachineSpec, mode: Mode) -> tuple[JailFile, ...]:
     )
 
 
-def build(spec: MachineSpec, mode: Mode) -> tuple[str, ...]:
-    """The command line of a jailed QEMU."""
+def build(spec: MachineSpec, mode: Mode, tsc_khz: int | None = None) -> tuple[str, ...]:
+    """The command line of a jailed QEMU. ``tsc_khz`` is told to a guest that boots under TCG (see ``tsc``)."""
     return (
         *Runtime(spec.files.runtime).command(PurePath(_RUNTIME)),
         *("-name", f"{spec.name},debug-threads=on"),
@@ -72,7 +72,7 @@ def build(spec: MachineSpec, mode: Mode) -> tuple[str, ...]:
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *_disks(spec),
         *_network(spec),
-        *_start(spec, mode),
+        *_start(spec, mode, tsc_khz),
     )
 
 
@@ -127,7 +127,10 @@ def _network(spec: MachineSpec) -> tuple[str, ...]:
     )
 
 
-def _start(spec: MachineSpec, mode: Mode) -> tuple[str, ...]:
+def _start(spec: MachineSpec, mode: Mode, tsc_khz: int | None) -> tuple[str, ...]:
     if mode is Mode.RESTORE:
         return ("-add-fd", f"fd={STATE_FD},set={STATE_FDSET}", "-incoming", "defer")
-    return ("-kernel", _KERNEL, "-initrd", _INITRAMFS, "-append", spec.platform.kernel_cmdline)
+    words = spec.platform.kernel_cmdline
+    if tsc_khz is not None and spec.platform.accelerator == "tcg":
+        words += f" tsc_early_khz={tsc_khz}"
+    return ("-kernel", _KERNEL, "-initrd", _INITRAMFS, "-append", words)

@@ -17,6 +17,7 @@ from wrenn_sandbox.vmm.process import Process, watch
 from wrenn_sandbox.vmm.qemu import argv, ending, qmp
 from wrenn_sandbox.vmm.qemu.argv import Mode
 from wrenn_sandbox.vmm.qemu.qmp import Monitor
+from wrenn_sandbox.vmm.qemu.tsc import host_tsc_khz
 
 #: Loading the state takes 2 ms; more only on a host that hardly moves.
 LOAD_LIMIT_S = 20.0
@@ -112,7 +113,8 @@ def _sync(path: Path) -> None:
 async def booted(spec: MachineSpec) -> AsyncIterator[QemuMachine]:
     """Cold boot with RAM in the new file ``spec.files.memory``; the vCPUs run on entry."""
     with _memory(spec):
-        async with _started(spec, Mode.BOOT, {}) as machine:
+        tsc_khz = await asyncio.to_thread(host_tsc_khz)
+        async with _started(spec, Mode.BOOT, {}, tsc_khz) as machine:
             yield machine
 
 
@@ -132,7 +134,7 @@ async def restored(spec: MachineSpec, state: Path) -> AsyncIterator[QemuMachine]
 @asynccontextmanager
 async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
     """Take over the QEMU ``pid`` that another agent started; raises NotFound (``vmm_gone``) when it is not alive."""
-    expected = record.read(spec.run_dir, pid)
+    expected = record.confirmed(spec.run_dir, pid)
     async with AsyncExitStack() as stack:
         stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
         stack.enter_context(_given(spec.files.disk, spec))
@@ -146,7 +148,9 @@ async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
 
 
 @asynccontextmanager
-async def _started(spec: MachineSpec, mode: Mode, fds: dict[int, int]) -> AsyncIterator[QemuMachine]:
+async def _started(
+    spec: MachineSpec, mode: Mode, fds: dict[int, int], tsc_khz: int | None = None
+) -> AsyncIterator[QemuMachine]:
     async with AsyncExitStack() as stack:
         stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
         stack.enter_context(_given(spec.files.disk, spec))
@@ -160,7 +164,7 @@ async def _started(spec: MachineSpec, mode: Mode, fds: dict[int, int]) -> AsyncI
                 name=spec.name,
                 directory=spec.run_dir,
                 files=argv.jail_files(spec, mode),
-                argv=argv.build(spec, mode),
+                argv=argv.build(spec, mode, tsc_khz),
                 fds={**streams, **tap, **fds},
                 uid=spec.uid,
                 gid=spec.gid,
