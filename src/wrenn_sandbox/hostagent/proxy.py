@@ -1,6 +1,6 @@
 """``ANY /proxy/{sandbox}/{port}/{path}``: from the control plane on to a program's port in a sandbox.
 
-HTTP and WebSocket, streaming. Errors are JSON with the slug of the error, for the control plane to phrase. A port on
+HTTP and WebSocket, streaming. The control plane hands the answer on as it is, errors too. A port on
 which nothing listens yet is dialled a few times, since programs are often asked for a moment before they listen.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from wrenn_sandbox.core.errors import Denied, Invalid, WrennError, http_status
+from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, NotFound, Unavailable, WrennError, http_status
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.core.slots import ENVD_PORT
 from wrenn_sandbox.hostagent.registry import Registry
@@ -32,8 +32,8 @@ class Proxy:
         try:
             await self._relay(scope, receive, send)
         except WrennError as error:
-            body = {"error": {"code": error.slug, "message": error.message}}
-            await relay.refuse(scope, send, http_status(error), json.dumps(body).encode())
+            status, body = refusal(scope["raw_path"], error)
+            await relay.refuse(scope, send, status, json.dumps(body).encode(), "application/json; charset=utf-8")
 
     async def _relay(self, scope: relay.Scope, receive: relay.Receive, send: relay.Send) -> None:
         sandbox_id, port, path = target(scope["raw_path"])
@@ -47,10 +47,9 @@ class Proxy:
                 receive,
                 send,
                 parts.relay,
-                url,
+                relay.Upstream(url, DIAL_PAUSES_S),
                 headers_drop={"authorization", relay.FORWARDED_AUTHORIZATION},
                 extra_headers=_given_back(scope),
-                dial_pauses_s=DIAL_PAUSES_S,
             )
 
 
@@ -58,6 +57,25 @@ def _given_back(scope: relay.Scope) -> list[tuple[str, str]]:
     """The client's own authorization, which travelled under another name."""
     name = relay.FORWARDED_AUTHORIZATION.encode()
     return [("authorization", value.decode("latin-1")) for key, value in scope["headers"] if key == name]
+
+
+def refusal(raw_path: bytes, error: WrennError) -> tuple[int, dict[str, object]]:
+    """Status and body for the user, in the words that clients of this kind of proxy look for.
+
+    A sandbox that is not there and a port that is not open are both 502 and differ by the message.
+    """
+    match = _TARGET.fullmatch(raw_path)
+    status, message = http_status(error), error.message
+    if isinstance(error, NotFound | Conflict):
+        status, message = 502, "The sandbox was not found"
+    elif isinstance(error, relay.DialFailed):
+        status, message = 502, "The sandbox is running but port is not open"
+    elif isinstance(error, Unavailable):
+        status = 502
+    body: dict[str, object] = {"message": message, "code": status, "error_code": error.slug}
+    if match is not None:
+        body |= {"sandboxId": match[1].decode("latin-1"), "port": int(match[2])}
+    return status, body
 
 
 def target(raw_path: bytes) -> tuple[SandboxId, int, bytes]:

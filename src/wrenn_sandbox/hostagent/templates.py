@@ -163,6 +163,9 @@ class Templates:
             self._loaded[order.key] = under_way.base
             self._failures.pop(order.key, None)
             log.info("template ready", shape=str(order.shape), seconds=round(time.monotonic() - began, 1))
+        except asyncio.CancelledError:
+            under_way.error = Unavailable("This host agent is stopping; try another host.", slug="agent_stopping")
+            raise
         except Exception as error:
             cause = first_cause(error)
             if not isinstance(cause, WrennError):

@@ -31,6 +31,7 @@ _MAX_STRING_BYTES = 128 * 1024 - 1
 _MAX_PATH_BYTES = 4096  # PATH_MAX of limits.h
 _USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,10}")
 _MAX_TERMINAL = 10_000
+_MAX_TAG = 256
 
 _ACTIONS = {
     pb.TimeoutAction.UNSPECIFIED: None,
@@ -137,16 +138,13 @@ def command(
     given_envs: Mapping[str, str],
     cwd: str,
     as_user: str,
-    tag: str = "",
-    terminal: Terminal | None = None,
-    stdin: bool = False,
 ) -> Command:
-    """A process to start."""
+    """A process to start, without tag, terminal or input."""
     words = [cmd, *args]
     if not cmd:
         raise Invalid("cmd must not be empty.", slug="invalid_command")
-    if any("\0" in word for word in (*words, tag)):
-        raise Invalid("cmd, args and tag must not contain a NUL character.", slug="invalid_command")
+    if any("\0" in word for word in words):
+        raise Invalid("cmd and args must not contain a NUL character.", slug="invalid_command")
     if any(len(word.encode()) > _MAX_STRING_BYTES for word in words):
         raise Invalid("cmd or one of args is longer than a program can be given.", slug="invalid_command")
     return Command(
@@ -155,9 +153,6 @@ def command(
         envs=envs(given_envs),
         cwd=path(cwd) if cwd else "",
         user=user(as_user),
-        tag=tag,
-        terminal=terminal,
-        stdin=stdin,
     )
 
 
@@ -176,11 +171,11 @@ def process_ref(message: pb.KillProcessRequest | pb.ConnectProcessRequest) -> Pr
     return chosen.value
 
 
-def tag_ref(tag: str) -> ProcessRef:
-    """The terminal a request names."""
-    if not tag:
-        raise Invalid("tag must not be empty.", slug="invalid_process")
-    return tag
+def tag(text: str) -> str:
+    """The name of a process; raises Invalid when it is empty."""
+    if not text or "\0" in text or len(text) > _MAX_TAG:
+        raise Invalid(f"tag must have 1 to {_MAX_TAG} characters and no NUL.", slug="invalid_process")
+    return text
 
 
 def timeout_s(seconds: int, default_s: float | None) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
@@ -90,6 +91,18 @@ class _ClientGone(Exception):
     """The client closed its connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where to, percent-encoded, and the pauses after which a failed dial is tried again."""
+
+    url: str
+    dial_pauses_s: Sequence[float] = ()
+
+
+def _upstream(given: str | Upstream) -> Upstream:
+    return Upstream(given) if isinstance(given, str) else given
+
+
 def relay_session(*, connect_timeout_s: float = 10.0, keepalive_s: float = 4.0) -> aiohttp.ClientSession:
     """A session set up for relaying: no cookies, no decompression, no limit on duration or number of connections.
 
@@ -113,26 +126,26 @@ async def relay_http(
     receive: Receive,
     send: Send,
     session: aiohttp.ClientSession,
-    upstream_url: str,
+    upstream_url: str | Upstream,
     *,
     headers_drop: Collection[str] = (),
     extra_headers: Sequence[tuple[str, str]] = (),
-    dial_pauses_s: Sequence[float] = (),
 ) -> None:
     """Relay one HTTP request to ``upstream_url`` (already percent-encoded, with its query) and its answer back.
 
     ``headers_drop`` names request headers (lower case) that stay behind. An upstream to which no connection can be made
-    is dialled again after each of ``dial_pauses_s``. Raises DialFailed or UpstreamBroken only while
+    is dialled again as Upstream says. Raises DialFailed or UpstreamBroken only while
     nothing has been sent to the client. A client that goes away ends the upstream request.
     """
     headers = _request_headers(scope, headers_drop, extra_headers)
-    hop = _HttpHop(scope, receive, send, dial_pauses_s)
+    upstream = _upstream(upstream_url)
+    hop = _HttpHop(scope, receive, send, upstream.dial_pauses_s)
     failure: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(hop.raise_when_gone())
             try:
-                await hop.exchange(session, URL(upstream_url, encoded=True), headers)
+                await hop.exchange(session, URL(upstream.url, encoded=True), headers)
             except (Unavailable, UpstreamCut) as error:  # carried out by hand: a group would wrap it
                 failure = error
             watch.cancel()
@@ -240,11 +253,10 @@ async def relay_websocket(
     receive: Receive,
     send: Send,
     session: aiohttp.ClientSession,
-    upstream_url: str,
+    upstream_url: str | Upstream,
     *,
     headers_drop: Collection[str] = (),
     extra_headers: Sequence[tuple[str, str]] = (),
-    dial_pauses_s: Sequence[float] = (),
 ) -> None:
     """Relay one WebSocket to ``upstream_url`` (``http`` or ``ws`` scheme) until either side closes.
 
@@ -255,16 +267,18 @@ async def relay_websocket(
     if (await receive())["type"] != "websocket.connect":
         return
 
+    target = _upstream(upstream_url)
+
     async def dial() -> aiohttp.ClientWebSocketResponse:
         return await session.ws_connect(
-            URL(upstream_url, encoded=True),
+            URL(target.url, encoded=True),
             headers=headers,
             protocols=tuple(scope.get("subprotocols", ())),
             max_msg_size=MAX_WEBSOCKET_MESSAGE_BYTES,
             compress=0,
         )
 
-    upstream = await _dialled(dial, dial_pauses_s)
+    upstream = await _dialled(dial, target.dial_pauses_s)
     async with upstream:
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol})
         async with asyncio.TaskGroup() as group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from protobuf import Oneof
@@ -72,8 +73,8 @@ class CommandCalls:
             given_envs=request.envs,
             cwd=request.cwd,
             as_user=request.user,
-            tag=request.tag,
         )
+        command = replace(command, tag=wire.tag(request.tag) if request.tag else "")
         async with sandbox.use() as parts, parts.guest.processes.start(command) as events:
             async for event in events:
                 if pid := _started_pid(event):
@@ -116,14 +117,14 @@ class CommandCalls:
 
 
 def _exec_command(request: pb.ExecRequest) -> Command:
-    return wire.command(
+    command = wire.command(
         request.cmd,
         request.args,
         given_envs=request.envs,
         cwd=request.cwd,
         as_user=request.user,
-        stdin=bool(request.stdin),
     )
+    return replace(command, stdin=bool(request.stdin))
 
 
 class _Kept:

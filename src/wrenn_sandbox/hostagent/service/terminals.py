@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from protobuf import Oneof
 
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.hostagent import wire
-from wrenn_sandbox.hostagent.guest_processes import ProcessRef
 from wrenn_sandbox.hostagent.registry import Registry
 from wrenn_sandbox.hostagent.sandbox import Sandbox
 from wrenn_sandbox.rpc.gen.envd import process_pb
@@ -29,7 +29,7 @@ class TerminalCalls:
     async def pty_attach(self, request: pb.PtyAttachRequest, _ctx: Any) -> AsyncIterator[pb.PtyAttachResponse]:
         """Start a terminal, or attach to the one with the tag: then its last output comes first."""
         sandbox = self._registry.get(SandboxId.parse(request.sandbox_id))
-        tag = request.tag if request.tag or not request.cmd else f"pty-{secrets.token_hex(6)}"
+        tag = wire.tag(request.tag if request.tag or not request.cmd else f"pty-{secrets.token_hex(6)}")
         if request.cmd:
             command = wire.command(
                 request.cmd,
@@ -37,12 +37,8 @@ class TerminalCalls:
                 given_envs={**_DEFAULT_ENVS, **request.envs},
                 cwd=request.cwd,
                 as_user=request.user,
-                tag=tag,
-                terminal=wire.terminal(request.cols, request.rows),
-                stdin=True,
             )
-        else:
-            wire.tag_ref(tag)
+            command = replace(command, tag=tag, terminal=wire.terminal(request.cols, request.rows), stdin=True)
         async with sandbox.use() as parts:
             processes = parts.guest.processes
             async with processes.start(command) if request.cmd else processes.connect(tag) as events:
@@ -72,10 +68,8 @@ class TerminalCalls:
             await parts.guest.processes.signal(tag, process_pb.Signal.SIGKILL)
         return pb.PtyKillResponse()
 
-    def _named(
-        self, request: pb.PtySendInputRequest | pb.PtyResizeRequest | pb.PtyKillRequest
-    ) -> tuple[Sandbox, ProcessRef]:
-        return self._registry.get(SandboxId.parse(request.sandbox_id)), wire.tag_ref(request.tag)
+    def _named(self, request: pb.PtySendInputRequest | pb.PtyResizeRequest | pb.PtyKillRequest) -> tuple[Sandbox, str]:
+        return self._registry.get(SandboxId.parse(request.sandbox_id)), wire.tag(request.tag)
 
 
 def _answer(event: process_pb.ProcessEvent, tag: str) -> pb.PtyAttachResponse | None:
