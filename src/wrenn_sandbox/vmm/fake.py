@@ -28,6 +28,8 @@ from wrenn_sandbox.vmm.process import Process, become_subreaper, identify, start
 
 ANSWER_LIMIT_S = 30.0
 _PROBE_EVERY_S = 0.01
+#: What envd gets of our environment: where programs are, and where the shim that starts them is.
+_PASSED_ON = ("PATH", "WRENN_EXEC_SHIM")
 
 
 def envd_command(spec: MachineSpec) -> tuple[str, ...]:
@@ -150,7 +152,7 @@ class FakeDriver:
 
 async def _kept(command: Sequence[str], console: Log, stack: AsyncExitStack) -> tuple[Process, int]:
     """Start ``command`` under a keeper on ``stack``; the keeper and the pid of the command."""
-    env = {"PATH": os.environ.get("PATH", os.defpath)}
+    env = {"PATH": os.defpath} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

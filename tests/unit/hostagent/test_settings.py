@@ -9,22 +9,8 @@ from wrenn_sandbox.hostagent.settings import DriverChoice, parse
 
 
 def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = parse(
-        [
-            "--data-dir",
-            "/d",
-            "--images-dir",
-            "/i",
-            "--listen",
-            "127.0.0.1:0",
-            "--driver",
-            "fake",
-            "--token-file",
-            "/t",
-            "--max-sandboxes",
-            "3",
-        ]
-    )
+    given = {"data-dir": "/d", "images-dir": "/i", "listen": "127.0.0.1:0", "driver": "fake", "token-file": "/t"}
+    settings = parse([f"--{name}={value}" for name, value in given.items()] + ["--max-sandboxes", "3"])
     assert (settings.data_dir, settings.images_dir, settings.token_file) == (Path("/d"), Path("/i"), Path("/t"))
     assert settings.driver is DriverChoice.FAKE and settings.address == ("127.0.0.1", 0)
     assert settings.rules.max_sandboxes == 3 and settings.rules.memory_factor == 0.5

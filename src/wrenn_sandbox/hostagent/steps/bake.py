@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,7 +29,6 @@ from wrenn_sandbox.hostagent.capacity import Capacity
 from wrenn_sandbox.hostagent.host import GuestOpener, OverlayMaker
 from wrenn_sandbox.hostagent.threads import in_thread
 from wrenn_sandbox.image.catalog import Catalog
-from wrenn_sandbox.image.tsc import tsc_khz
 from wrenn_sandbox.net.network import Link, Network
 from wrenn_sandbox.vmm.driver import Driver, MachineFiles, MachineSpec
 
@@ -90,7 +89,6 @@ async def _cook(order: Order, kitchen: Kitchen, aside: Path) -> None:
         link = await stack.enter_async_context(kitchen.network.link(NetworkPolicy(Egress.CLOSED)))
         await in_thread(kitchen.make_overlay, aside / "disk.qcow2", rootfs, "raw")
         spec = _machine_spec(order, kitchen, aside, directory, link)
-        spec = replace(spec, platform=await _told_its_clock(order.platform))
         machine = await stack.enter_async_context(kitchen.driver.boot(spec))
         reservation.pid = machine.pid
         async with kitchen.open_guest(link.slot.host_ip, "") as guest:
@@ -98,12 +96,6 @@ async def _cook(order: Order, kitchen: Kitchen, aside: Path) -> None:
             await guest.prepare_snapshot(limit_s=PREPARE_LIMIT_S)
         await machine.pause()
         await machine.snapshot(aside / "state")
-
-
-async def _told_its_clock(platform: Platform) -> Platform:
-    """For the boot only: the figure differs a little each time and is no part of what the template is."""
-    khz = await tsc_khz() if platform.accelerator == "tcg" else 0
-    return replace(platform, kernel_cmdline=f"{platform.kernel_cmdline} tsc_early_khz={khz}") if khz else platform
 
 
 def _machine_spec(order: Order, kitchen: Kitchen, aside: Path, directory: Path, link: Link) -> MachineSpec:
