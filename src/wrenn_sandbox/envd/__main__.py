@@ -17,6 +17,7 @@ from wrenn_sandbox.envd.cgroups import Group
 from wrenn_sandbox.envd.context import GuestContext
 from wrenn_sandbox.envd.exercise import exercise
 from wrenn_sandbox.envd.files import FileAccess
+from wrenn_sandbox.envd.filesystem_service import FilesystemService
 from wrenn_sandbox.envd.http import Asgi
 from wrenn_sandbox.envd.init import NO_DUTIES, Duties, Initializer
 from wrenn_sandbox.envd.ports.child import Child
@@ -28,6 +29,7 @@ from wrenn_sandbox.envd.processes import ProcessTable
 from wrenn_sandbox.envd.rights import FileThreads
 from wrenn_sandbox.envd.server import Server
 from wrenn_sandbox.envd.users import initial_default_user
+from wrenn_sandbox.rpc.gen.envd.filesystem_connect import FilesystemASGIApplication
 from wrenn_sandbox.rpc.gen.envd.process_connect import Process, ProcessASGIApplication
 
 PORT = 49983
@@ -65,13 +67,15 @@ def build(given: argparse.Namespace) -> Application:
     ports = port_subsystem(context, address, own_ports) if address else NoPorts()
     # mypy misses ``desc``, a class method of the generated protocol that no service needs.
     processes = ProcessASGIApplication(cast(Process, ProcessService(context, table)))
+    files = FileAccess(context, FileThreads())
+    filesystem = FilesystemASGIApplication(FilesystemService(files))
     return Application(
         Parts(
             context=context,
             ports=ports,
             initializer=Initializer(context, ports, Duties() if is_guest else NO_DUTIES),
-            files=FileAccess(context, FileThreads()),
-            services={"process.Process": cast(Asgi, processes)},
+            files=files,
+            services={"process.Process": cast(Asgi, processes), "filesystem.Filesystem": cast(Asgi, filesystem)},
             contexts=(table, ports),
             own_ports=own_ports,
         )

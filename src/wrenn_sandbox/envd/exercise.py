@@ -69,7 +69,9 @@ async def _requests(token: str, port: int) -> None:
             *(Step("POST", "/process.Process/Start", start(argv), "application/connect+proto") for argv in commands),
         ]
         for step in steps * ROUNDS:
-            await request(port, token, step)
+            answer = await request(port, token, step)
+            if not answer.startswith(b"HTTP/1.1 2"):
+                raise RuntimeError(f"{step.method} {step.target}: {answer[:300]!r}")
 
 
 async def request(port: int, token: str, step: Step) -> bytes:

@@ -147,6 +147,8 @@ def test_the_exercise_leaves_a_fresh_daemon(exec_shim: Path, tmp_path: Path) -> 
         assert daemon.init(timestamp=0).status_code == 204
         processes = daemon.client.post("/process.Process/List", json={}, headers=daemon.authorized)
         assert processes.json() == {}
+        log = Path(f"/proc/{daemon.pid}/fd/2").resolve().read_text()
+    assert "start-up exercise" not in log  # it says so when a step fails
     assert set(Path("/tmp").glob(".envd-*")) == litter
 
 

@@ -311,3 +311,24 @@ def test_no_descriptor_is_left(daemon: Daemon, folder: Path) -> None:
         get(daemon, folder / "missing")
         put(daemon, folder, b"x")
     assert len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())) <= before
+
+
+def test_the_rpc_service_keeps_to_the_rights_of_the_user(daemon: Daemon, folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "f").write_text("")
+
+    def rpc(method: str, user: str, **fields: str) -> httpx.Response:
+        auth = httpx.BasicAuth(user, "")
+        return daemon.client.post(f"/filesystem.Filesystem/{method}", json=fields, auth=auth)
+
+    for method in ("ListDir", "Remove"):
+        assert rpc(method, "nobody", path=str(closed)).json()["code"] == "permission_denied"
+    assert rpc("Stat", "nobody", path=str(closed / "f")).json()["code"] == "permission_denied"
+    assert rpc("MakeDir", "nobody", path=str(closed / "d")).json()["code"] == "permission_denied"
+    made = rpc("MakeDir", "nobody", path=str(folder / "a" / "b")).json()["entry"]
+    assert (made["owner"], made["permissions"]) == ("nobody", "drwxr-xr-x")
+    assert (folder / "a").stat().st_uid == NOBODY
+    assert rpc("ListDir", "root", path=str(closed)).json()["entries"][0]["owner"] == "root"
+    assert rpc("Remove", "root", path=str(closed)).status_code == 200
+    assert not closed.exists()
