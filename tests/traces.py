@@ -32,9 +32,7 @@ class Traces:
             machines=frozenset(machines_of(agent)),
             namespaces=len(list(Path("/run/netns").glob(f"{tag}-ns-*"))),
             links=len(list(Path("/sys/class/net").glob(f"{tag}-v*"))),
-            folders=frozenset(
-                p.as_posix() for d in ("sandboxes", "run/sandboxes") for p in (running.data_dir / d).glob("*")
-            ),
+            folders=frozenset(p.as_posix() for p in (running.data_dir / "run").iterdir() if p.is_dir()),
             descriptors=len(list(Path(f"/proc/{agent}/fd").iterdir())),
             mounts=sum("netns" not in m for m in Path(f"/proc/{agent}/mountinfo").read_text().splitlines()),
         )
