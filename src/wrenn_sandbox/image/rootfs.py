@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -27,6 +28,8 @@ _FEATURES = (
     "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
 )
+#: mke2fs.conf(5); all that counts is on the command line.
+_MKE2FS_CONFIG = "[defaults]\n\tblocksize = 4096\n\n[fs_types]\n\text4 = {\n\t\tinode_size = 256\n\t}\n"
 #: A journal's blocks are written round and round and end up in every overlay: a small one keeps layers small.
 _JOURNAL_MIB = 16
 _NAMESPACE = UUID("7a6f5ae4-29b5-4d3c-8f6a-5b8a3c0f9d11")
@@ -91,11 +94,14 @@ async def format_ext4(tree: Path, image: Path, size_mib: int) -> None:
     with image.open("wb") as file:
         file.truncate(size_mib << 20)
     options = f"lazy_itable_init=0,lazy_journal_init=0,hash_seed={identity}"
-    await run(
-        "mke2fs", "-q", "-t", "ext4", "-O", _FEATURES, "-b", "4096", "-I", "256", "-m", "0", "-L", "root",
-        "-J", f"size={_JOURNAL_MIB}", "-U", str(identity), "-E", options, "-d", tree, image,
-        timeout_s=_FORMAT_TIMEOUT_S, env={"E2FSPROGS_FAKE_TIME": str(EPOCH_S)},
-    )  # fmt: skip
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as config:
+        config.write(_MKE2FS_CONFIG)
+        config.flush()
+        await run(
+            "mke2fs", "-q", "-t", "ext4", "-O", _FEATURES, "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
+            "-L", "root", "-J", f"size={_JOURNAL_MIB}", "-U", str(identity), "-E", options, "-d", tree, image,
+            timeout_s=_FORMAT_TIMEOUT_S, env={"E2FSPROGS_FAKE_TIME": str(EPOCH_S), "MKE2FS_CONFIG": config.name},
+        )  # fmt: skip
 
 
 async def _bootstrap(mirror: Mirror, root: Path) -> None:

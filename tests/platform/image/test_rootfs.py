@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from wrenn_sandbox.image.rootfs import format_ext4
-from wrenn_sandbox.image.store import allocated_bytes
+from wrenn_sandbox.image.store import allocated_bytes, file_digest
 
 pytestmark = pytest.mark.platform
 
@@ -45,7 +46,7 @@ def test_a_big_image_costs_only_its_content(tree: Path, tmp_path: Path) -> None:
 def test_nothing_is_left_for_the_first_mount_to_initialise(tree: Path, tmp_path: Path) -> None:
     image = _format(tree, tmp_path / "image", 1024)
     shown = subprocess.run(["/sbin/dumpe2fs", image], capture_output=True, text=True, check=True).stdout
-    groups = [line for line in shown.splitlines() if line.startswith("Group ")]
+    groups = [line for line in shown.splitlines() if re.match(r"Group \d+:", line)]
     assert groups
     assert all("ITABLE_ZEROED" in line for line in groups)
     assert "Reserved block count:     0" in shown
@@ -53,13 +54,7 @@ def test_nothing_is_left_for_the_first_mount_to_initialise(tree: Path, tmp_path:
 
 def test_no_mkfs_setting_of_the_host_gets_in(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _format(tree, tmp_path / "first")
-    (tmp_path / "mke2fs.conf").write_text("[defaults]\n\tbase_features = has_journal\n\tinode_size = 512\n")
+    (tmp_path / "mke2fs.conf").write_text("[fs_types]\n\text4 = {\n\t\tinode_ratio = 4096\n\t}\n")
     monkeypatch.setenv("MKE2FS_CONFIG", str(tmp_path / "mke2fs.conf"))
     second = _format(tree, tmp_path / "second")
-    shown = [
-        subprocess.run(["/sbin/dumpe2fs", "-h", image], capture_output=True, text=True, check=True).stdout
-        for image in (first, second)
-    ]
-    assert [next(x for x in text.splitlines() if "features" in x) for text in shown] == [
-        next(x for x in shown[0].splitlines() if "features" in x)
-    ] * 2
+    assert file_digest(first) == file_digest(second)
