@@ -110,64 +110,16 @@ def sandbox_rules(
     slot: Slot, policy: NetworkPolicy, pools: AddressPools, facts: HostFacts, limits: Limits, *, metadata: bool = False
 ) -> str:
     """All rules of a new namespace. ``metadata`` opens TCP 80 of the gateway address for the metadata service."""
-    tcp_services = "{ 53, 80 }" if metadata else "53"
+    closed = _elements(closed_networks(pools, facts))
     return f"""\
-table netdev {SANDBOX_TABLE} {{
-	chain guard {{
-		type filter hook ingress device "{TAP_NAME}" priority filter; policy drop;
-		ether saddr != {GUEST_MAC} drop
-		arp htype 1 arp ptype ip arp saddr ether {GUEST_MAC} arp saddr ip {GUEST_IP} accept
-		ether type ip ip saddr {GUEST_IP} accept
-	}}
-}}
+{_guard()}
 table inet {SANDBOX_TABLE} {{
 	set closed {{
 		type ipv4_addr
 		flags interval
-		elements = {_elements(closed_networks(pools, facts))}
+		elements = {closed}
 	}}
-	chain to_guest {{
-		type nat hook prerouting priority dstnat;
-		iifname "eth0" ip saddr {slot.veth_ip} ip daddr {slot.host_ip} dnat ip to {GUEST_IP}
-	}}
-	chain from_guest {{
-		type nat hook postrouting priority srcnat;
-		oifname "eth0" ip saddr {GUEST_IP} snat ip to {slot.peer_ip}
-	}}
-	chain services {{
-		type filter hook input priority filter; policy drop;
-		iifname != "{TAP_NAME}" drop
-		ct state invalid drop
-		ip daddr != {GATEWAY_IP} goto refuse
-		udp dport 123 limit rate over 20/second burst 40 packets drop
-		udp dport 53 limit rate over {_rate(limits.dns_queries_per_s, limits.dns_queries_burst)} drop
-		tcp dport {tcp_services} ct state new limit rate over 50/second burst 100 packets drop
-		udp dport {{ 53, 123 }} accept
-		tcp dport {tcp_services} accept
-		icmp type echo-request limit rate 20/second accept
-		goto refuse
-	}}
-	chain forwarded {{
-		type filter hook forward priority filter; policy drop;
-		ct state invalid drop
-		iifname "{TAP_NAME}" oifname "eth0" goto outward
-		iifname "eth0" oifname "{TAP_NAME}" goto inward
-	}}
-	chain outward {{
-		ct direction reply ct state established,related accept
-		ip daddr @closed goto refuse
-		jump egress
-		ct state new limit rate over {_rate(limits.new_connections_per_s, limits.new_connections_burst)} drop
-		ct state new ct count over {limits.tracked_connections} drop
-		accept
-	}}
-	chain inward {{
-		ct direction original ct status dnat accept
-		ct state related meta l4proto icmp accept
-		ct direction reply ct state established jump egress_replies
-		ct direction reply ct state established accept
-	}}
-	chain refuse {{
+{_translation(slot)}{_services(limits, metadata=metadata)}{_forwarding(limits)}	chain refuse {{
 		limit rate over 200/second burst 200 packets drop
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx admin-prohibited
@@ -256,6 +208,76 @@ def host_rules_removal(tag: str) -> str:
     """Remove the host's table; no error when there is none."""
     table = host_table(tag)
     return f"table inet {table}\ndelete table inet {table}\n"
+
+
+def _guard() -> str:
+    """On the tap, before anything of the stack sees a frame: only the guest's own, only IPv4 and its ARP."""
+    return f"""\
+table netdev {SANDBOX_TABLE} {{
+	chain guard {{
+		type filter hook ingress device "{TAP_NAME}" priority filter; policy drop;
+		ether saddr != {GUEST_MAC} drop
+		arp htype 1 arp ptype ip arp saddr ether {GUEST_MAC} arp saddr ip {GUEST_IP} accept
+		ether type ip ip saddr {GUEST_IP} accept
+	}}
+}}"""
+
+
+def _translation(slot: Slot) -> str:
+    return f"""\
+	chain to_guest {{
+		type nat hook prerouting priority dstnat;
+		iifname "eth0" ip saddr {slot.veth_ip} ip daddr {slot.host_ip} dnat ip to {GUEST_IP}
+	}}
+	chain from_guest {{
+		type nat hook postrouting priority srcnat;
+		oifname "eth0" ip saddr {GUEST_IP} snat ip to {slot.peer_ip}
+	}}
+"""
+
+
+def _services(limits: Limits, *, metadata: bool) -> str:
+    tcp_ports = "{ 53, 80 }" if metadata else "53"
+    return f"""\
+	chain services {{
+		type filter hook input priority filter; policy drop;
+		iifname != "{TAP_NAME}" drop
+		ct state invalid drop
+		ip daddr != {GATEWAY_IP} goto refuse
+		udp dport 123 limit rate over 20/second burst 40 packets drop
+		udp dport 53 limit rate over {_rate(limits.dns_queries_per_s, limits.dns_queries_burst)} drop
+		tcp dport {tcp_ports} ct state new limit rate over 50/second burst 100 packets drop
+		udp dport {{ 53, 123 }} accept
+		tcp dport {tcp_ports} accept
+		icmp type echo-request limit rate 20/second accept
+		goto refuse
+	}}
+"""
+
+
+def _forwarding(limits: Limits) -> str:
+    return f"""\
+	chain forwarded {{
+		type filter hook forward priority filter; policy drop;
+		ct state invalid drop
+		iifname "{TAP_NAME}" oifname "eth0" goto outward
+		iifname "eth0" oifname "{TAP_NAME}" goto inward
+	}}
+	chain outward {{
+		ct direction reply ct state established,related accept
+		ip daddr @closed goto refuse
+		jump egress
+		ct state new limit rate over {_rate(limits.new_connections_per_s, limits.new_connections_burst)} drop
+		ct state new ct count over {limits.tracked_connections} drop
+		accept
+	}}
+	chain inward {{
+		ct direction original ct status dnat accept
+		ct state related meta l4proto icmp accept
+		ct direction reply ct state established jump egress_replies
+		ct direction reply ct state established accept
+	}}
+"""
 
 
 def _policy(

@@ -7,11 +7,12 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from wrenn_sandbox.core.slots import GATEWAY_IP
 from wrenn_sandbox.core.spec import Egress, NetworkPolicy
@@ -24,6 +25,17 @@ pytestmark = pytest.mark.platform
 
 ANSWER = "203.0.113.99"
 QUERY = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03com\x00\x00\x01\x00\x01"
+
+
+def run(scene: Coroutine[None, None, None]) -> None:
+    """On the event loop that the host agent uses."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scene)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _uvloop_opens_its_descriptors_once() -> None:
+    run(asyncio.sleep(0))
 
 
 @asynccontextmanager
@@ -97,7 +109,7 @@ def test_names_are_resolved_by_the_hosts_resolver(here: w.World, resolv_conf: Pa
             async with one_guest(here, resolv_conf) as (_, guest):
                 assert await ask(guest, stream=stream) == answer(QUERY)
 
-    asyncio.run(scene())
+    run(scene())
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -109,7 +121,7 @@ def test_a_dead_resolver_is_a_server_failure(here: w.World, resolv_conf: Path, s
             assert response[:2] == QUERY[:2]
             assert response[3] & 0x0F == 2
 
-    asyncio.run(scene())
+    run(scene())
 
 
 def test_a_closed_sandbox_resolves_nothing_until_it_is_opened(here: w.World, resolv_conf: Path) -> None:
@@ -120,7 +132,7 @@ def test_a_closed_sandbox_resolves_nothing_until_it_is_opened(here: w.World, res
                 await link.apply(NetworkPolicy())
                 assert await ask(guest) == answer(QUERY)
 
-    asyncio.run(scene())
+    run(scene())
 
 
 def test_garbage_is_refused_and_does_not_disturb(here: w.World, resolv_conf: Path) -> None:
@@ -133,7 +145,7 @@ def test_garbage_is_refused_and_does_not_disturb(here: w.World, resolv_conf: Pat
                     await asyncio.to_thread(guest.udp, GATEWAY_IP, 123, 0.05, garbage)
                 assert await ask(guest) == answer(QUERY)
 
-    asyncio.run(scene())
+    run(scene())
 
 
 def test_time_is_the_hosts(here: w.World, resolv_conf: Path) -> None:
@@ -145,7 +157,7 @@ def test_time_is_the_hosts(here: w.World, resolv_conf: Path) -> None:
             seconds, fraction = struct.unpack("!II", reply[40:48])
             assert before <= seconds - 2_208_988_800 + fraction / 2**32 <= after
 
-    asyncio.run(scene())
+    run(scene())
 
 
 def ask_time() -> bytes:
@@ -167,7 +179,7 @@ def test_chronyd_accepts_the_server(here: w.World, resolv_conf: Path) -> None:
                 output, _ = await process.communicate()
             assert b"System clock wrong by" in output, output
 
-    asyncio.run(scene())
+    run(scene())
 
 
 SERVER = f"server {GATEWAY_IP} iburst minpoll -2 maxpoll 1"

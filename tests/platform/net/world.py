@@ -278,7 +278,7 @@ class Snapshot:
     def take(cls, tag: str) -> Snapshot:
         return cls(
             links=tuple(sorted(name for _, name in socket.if_nameindex())),
-            routes=run("ip", "route", "show", "table", "all"),
+            routes=run("ip", "route", "show", "table", "all").replace(" linkdown", ""),  # a veth's carrier comes late
             tables=run("nft", "list", "ruleset"),
             namespaces=tuple(sorted(p.name for p in Path("/run/netns").iterdir() if p.name.startswith(tag))),
             forwarding=run("sysctl", "-a", "-r", r"ipv4\.conf\..*\.forwarding"),
