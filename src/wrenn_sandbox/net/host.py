@@ -1,12 +1,14 @@
 """The host's own side: what we need to know of it, its table of rules, and forwarding on its uplinks.
 
-Forwarding is switched on for single interfaces, never for the whole host: each slot's veth, and the uplinks, whose
-former value comes back when the agent leaves. ``net.ipv4.ip_forward`` itself is only read.
+Forwarding is switched on for single interfaces, never for the whole host: each slot's veth, and the uplinks.
+``net.ipv4.ip_forward`` itself is only read. An uplink that did not forward before has a mark under /run, which outlives
+an agent that crashes; the last agent to leave the host turns every marked uplink back.
 """
 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,6 +23,8 @@ from wrenn_sandbox.net.firewall import HostFacts, host_rules, host_rules_removal
 
 _log = structlog.get_logger()
 _SYS_NET = Path("/proc/sys/net")
+#: One empty file an uplink: inode of the network namespace, "-", interface.
+_MARKS = Path("/run/wrenn-net")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,6 @@ class HostSide:
     pools: AddressPools
     agent_uid: int
     facts: HostFacts = field(default_factory=HostFacts)
-    #: Uplinks on which forwarding was off before us.
-    switched: set[str] = field(default_factory=set)
 
     def set_up(self) -> None:
         """Put table and switches in force. Raises WrennError or OSError; ``tear_down`` undoes what was done."""
@@ -89,17 +91,32 @@ class HostSide:
     def tear_down(self) -> None:
         """Remove the table and turn the switches back, unless someone else relies on them by now."""
         nftables.transact(host_rules_removal(self.tag))
-        others = any(namespace.is_slot_link(name) for _, name in socket.if_nameindex())
-        if not others and not _forwards("all"):
-            for name in self.switched:
-                namespace.write_sysctl(f"ipv4/conf/{name}/forwarding", "0")
-        self.switched.clear()
+        stop_forwarding()
 
     def _forward(self) -> None:
         for name in self.facts.uplinks:
-            if not _forwards(name) and namespace.write_sysctl(f"ipv4/conf/{name}/forwarding", "1"):
-                self.switched.add(name)
+            if not _forwards(name):
+                _MARKS.mkdir(mode=0o700, exist_ok=True)
+                (_MARKS / f"{_namespace_id()}-{name}").touch()
+                namespace.write_sysctl(f"ipv4/conf/{name}/forwarding", "1")
                 _log.info("network.forwarding_on", interface=name)
+
+
+def stop_forwarding() -> None:
+    """Turn back every uplink that an agent switched on, when no agent has a slot here and the host is no router."""
+    if any(namespace.is_slot_link(name) for _, name in socket.if_nameindex()) or not _MARKS.is_dir():
+        return
+    prefix = f"{_namespace_id()}-"
+    for mark in [mark for mark in _MARKS.iterdir() if mark.name.startswith(prefix)]:
+        if not _forwards("all"):
+            namespace.write_sysctl(f"ipv4/conf/{mark.name.removeprefix(prefix)}/forwarding", "0")
+        mark.unlink(missing_ok=True)
+    with suppress(OSError):  # another namespace's marks are there
+        _MARKS.rmdir()
+
+
+def _namespace_id() -> int:
+    return Path("/proc/thread-self/ns/net").stat().st_ino
 
 
 def _forwards(scope: str) -> bool:

@@ -30,7 +30,7 @@ from wrenn_sandbox.core.slots import DEFAULT_POOLS, LAST_SLOT, AddressPools, slo
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net import conflicts, conntrack, namespace, nftables
 from wrenn_sandbox.net.firewall import Limits, host_rules_removal, policy_rules
-from wrenn_sandbox.net.host import HostSide
+from wrenn_sandbox.net.host import HostSide, stop_forwarding
 from wrenn_sandbox.net.services import dns
 from wrenn_sandbox.net.slotlink import Recipe, SlotLink, opened, run_to_end
 from wrenn_sandbox.net.slotnumbers import SlotNumbers, last_number
@@ -300,4 +300,5 @@ def sweep(tag: str, pools: AddressPools, live: set[int], *, rules: bool) -> int:
         namespace.remove_name(name)
     if rules:
         nftables.transact(host_rules_removal(tag))
+        stop_forwarding()
     return len(links) + len(names)

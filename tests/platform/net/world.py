@@ -271,17 +271,20 @@ class Snapshot:
     tables: str
     namespaces: tuple[str, ...]
     forwarding: str
+    marks: tuple[str, ...]
     descriptors: tuple[str, ...]
     threads: int
 
     @classmethod
     def take(cls, tag: str) -> Snapshot:
+        namespace_id = Path("/proc/thread-self/ns/net").stat().st_ino
         return cls(
             links=tuple(sorted(name for _, name in socket.if_nameindex())),
             routes=run("ip", "route", "show", "table", "all").replace(" linkdown", ""),  # a veth's carrier comes late
             tables=run("nft", "list", "ruleset"),
             namespaces=tuple(sorted(p.name for p in Path("/run/netns").iterdir() if p.name.startswith(tag))),
             forwarding=run("sysctl", "-a", "-r", r"ipv4\.conf\..*\.forwarding"),
+            marks=tuple(p.name for p in Path("/run").glob(f"wrenn-net/{namespace_id}-*")),
             descriptors=_descriptors(),
             threads=threading.active_count(),
         )

@@ -1,4 +1,5 @@
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +14,14 @@ ETH0 = HostFacts(uplinks=("eth0",), addresses=(IPv4Address("11.0.0.2"),))
 class Kernel:
     """The host as far as it is touched: facts to read, forwarding switches, what was transacted."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, marks: Path) -> None:
+        self.marks = marks
         self.facts = ETH0
         self.forwarding: dict[str, bool] = {"all": False, "eth0": False, "wlan0": False}
         self.transactions: list[str] = []
         self.links = ["lo", "eth0"]
         monkeypatch.setattr(host, "read_facts", lambda pools: self.facts)
+        monkeypatch.setattr(host, "_MARKS", marks)
         monkeypatch.setattr(host, "_forwards", lambda scope: self.forwarding[scope])
         monkeypatch.setattr(host.nftables, "transact", self.transactions.append)
         monkeypatch.setattr(host.namespace, "write_sysctl", self.write)
@@ -30,8 +33,8 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    return Kernel(monkeypatch)
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernel:
+    return Kernel(monkeypatch, tmp_path / "marks")
 
 
 @pytest.fixture
@@ -44,6 +47,37 @@ def test_forwarding_is_switched_on_for_the_uplink_alone_and_back(kernel: Kernel,
     assert kernel.forwarding == {"all": False, "eth0": True, "wlan0": False}
     side.tear_down()
     assert kernel.forwarding == {"all": False, "eth0": False, "wlan0": False}
+    assert not kernel.marks.exists()
+
+
+def test_what_a_crashed_agent_switched_on_the_next_one_turns_back(kernel: Kernel, side: HostSide) -> None:
+    side.set_up()
+    after_crash = HostSide("wrenn", DEFAULT_POOLS, 0)
+    after_crash.set_up()
+    after_crash.tear_down()
+    assert not kernel.forwarding["eth0"]
+
+
+def test_the_last_of_two_agents_turns_it_back(kernel: Kernel, side: HostSide) -> None:
+    side.set_up()
+    other = HostSide("other", DEFAULT_POOLS, 0)
+    other.set_up()
+    kernel.links.append("other-v1")
+    side.tear_down()
+    assert kernel.forwarding["eth0"]
+    kernel.links.remove("other-v1")
+    other.tear_down()
+    assert not kernel.forwarding["eth0"]
+
+
+def test_marks_of_other_namespaces_are_left_alone(kernel: Kernel, side: HostSide) -> None:
+    kernel.marks.mkdir()
+    (kernel.marks / "1-eth0").touch()
+    kernel.forwarding["eth0"] = True
+    side.set_up()
+    side.tear_down()
+    assert kernel.forwarding["eth0"]
+    assert [mark.name for mark in kernel.marks.iterdir()] == ["1-eth0"]
 
 
 def test_what_was_on_stays_on(kernel: Kernel, side: HostSide) -> None:
