@@ -60,6 +60,7 @@ async def open_database(url: str) -> AsyncIterator[Database]:
     """Connect to ``url``: ``sqlite:///path`` or ``postgresql://...``; all connections are closed on leaving."""
     target = _with_driver(url)
     if target.get_backend_name() == "sqlite":
+        _check_folder(target)
         engine = create_async_engine(target, pool_size=8, max_overflow=8, pool_timeout=WAIT_S)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -89,6 +90,12 @@ def _with_driver(url: str) -> URL:
     if backend not in drivers:
         raise Invalid(f"The database must be SQLite or PostgreSQL, not {backend}.", slug="invalid_option")
     return target.set(drivername=drivers[backend])
+
+
+def _check_folder(target: URL) -> None:
+    folder = Path(target.database or "").parent
+    if not folder.is_dir():
+        raise Invalid(f"There is no folder {folder} to keep the database in: make it first.", slug="invalid_option")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -29,7 +29,7 @@ from wrenn_sandbox.core.errors import Conflict, Invalid, NotFound, Unavailable, 
 from wrenn_sandbox.rpc.errors import to_connect
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 from wrenn_sandbox.rpc.gen.hostagent.v1.hostagent_connect import HostAgentService, HostAgentServiceASGIApplication
-from wrenn_sandbox.rpc.relay import DialFailed, refuse, relay_http, relay_session, relay_websocket
+from wrenn_sandbox.rpc.relay import DialFailed, UpgradeRefused, refuse, relay_http, relay_session, relay_websocket
 
 TOKEN = "t" * 32
 
@@ -89,6 +89,9 @@ class StandIn(HostAgentService):
         )
         try:
             await self._begin("CreateSandbox")
+        except asyncio.CancelledError:  # the caller is gone; what was begun is finished
+            self.machines[request.sandbox_id].status = "running"
+            raise
         except BaseException:
             self.machines[request.sandbox_id].status = "error"
             raise
@@ -377,6 +380,8 @@ class Application:
         relay = relay_http if scope["type"] == "http" else relay_websocket
         try:
             await relay(scope, receive, send, self._session, url, headers_drop={"authorization"})
+        except UpgradeRefused as error:
+            await refuse(scope, send, error.status, b"{}")
         except DialFailed:
             body = {"sandboxId": sandbox_id, "message": "The sandbox is running but port is not open"}
             await refuse(scope, send, 502, json.dumps(body | {"port": int(port), "code": 502}).encode())
