@@ -36,7 +36,8 @@ log = structlog.get_logger()
 #: Releasing everything is bounded; what is still held then is the next agent's to sweep.
 RELEASE_LIMIT_S = 30.0
 _INBOX_SIZE = 16
-_NEWS_S = 0.02
+#: A guest that breaks off is most often one whose VMM has died: the news of that may come so much later.
+NEWS_LIMIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Sandbox:
         self._creating: asyncio.Timeout | None = None
         self._end: Stop | None = None
         self._parts: Parts | None = None
-        self._started, self._ended = asyncio.Event(), asyncio.Event()
+        self._started, self._ending, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     # What others ask.
 
@@ -117,9 +118,8 @@ class Sandbox:
         self.timers.begin_use(time.monotonic())
         try:
             yield self._parts
-        except Unavailable as error:
-            await asyncio.sleep(_NEWS_S)  # of the VMM's death, which is what broke the guest off
-            if self.state is not State.RUNNING:
+        except Exception as error:
+            if isinstance(first_cause(error), Unavailable) and await self._is_ending():
                 raise self._ended_error() from error
             raise
         finally:
@@ -129,6 +129,14 @@ class Sandbox:
         """Count as used now; raises Conflict unless it runs."""
         lifecycle.require(self.state, Action.USE)
         self.timers.touch(time.monotonic())
+
+    async def _is_ending(self) -> bool:
+        try:
+            async with asyncio.timeout(NEWS_LIMIT_S):
+                await self._ending.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _ended_error(self) -> Conflict:
         end = self._end or Stop(self.state, self.reason_slug, self.reason)
@@ -177,8 +185,8 @@ class Sandbox:
                 self._end = await self._until_stopped()
                 return self._end
             finally:
-                if self.state is not State.STOPPING:
-                    self._move(State.STOPPING)
+                self._move(State.STOPPING)
+                self._ending.set()
                 for watcher in watchers:
                     watcher.cancel()
                 await _release(stack, self.request)

@@ -11,6 +11,7 @@ from tests.unit.hostagent.world import FOR_EVER, Boom, FakeWorld, request
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, Unavailable
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Lifetime
+from wrenn_sandbox.hostagent import sandbox as module
 from wrenn_sandbox.hostagent.sandbox import Sandbox
 
 POINTS = ["template", "link.enter", "machine.enter", "guest.enter", "guest.init"]
@@ -187,13 +188,16 @@ def test_a_call_that_breaks_because_the_sandbox_ends_says_so(world: FakeWorld, r
                 async with sandbox.use():
                     world.machines[0].die()
                     await sandbox.ended()
-                    raise Unavailable("the guest does not answer", slug="guest_unreachable")
+                    broken = Unavailable("the guest does not answer", slug="guest_unreachable")
+                    raise ExceptionGroup("as a TaskGroup raises it", [broken])
             assert failed.value.slug == "vmm_died"
 
     run(work)
 
 
-def test_a_call_that_breaks_alone_keeps_its_own_error(world: FakeWorld, run) -> None:
+def test_a_call_that_breaks_alone_keeps_its_own_error(world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEWS_LIMIT_S", 0.0)
+
     async def work() -> None:
         sandbox = await run_sandbox(world)
         async with asyncio.TaskGroup() as group:
