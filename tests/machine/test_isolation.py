@@ -84,15 +84,15 @@ def _answering() -> Iterator[int]:
 
 @contextmanager
 def _private_addresses() -> Iterator[None]:
-    """The private and special addresses, really there: on a dummy link of the host."""
-    subprocess.run(["ip", "link", "add", "wtm-dummy", "type", "dummy"], check=True)
+    """The private and special addresses, really there: on a link of the host."""
+    subprocess.run(["ip", "link", "add", "wtm-lan", "type", "veth", "peer", "name", "wtm-lan1"], check=True)
     try:
         for address in (*PRIVATE, METADATA):
-            subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "wtm-dummy"], check=True)
-        subprocess.run(["ip", "link", "set", "wtm-dummy", "up"], check=True)
+            subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "wtm-lan"], check=True)
+        subprocess.run(["ip", "link", "set", "wtm-lan", "up"], check=True)
         yield
     finally:
-        subprocess.run(["ip", "link", "delete", "wtm-dummy"], check=True)
+        subprocess.run(["ip", "link", "delete", "wtm-lan"], check=True)
 
 
 def _own_addresses() -> list[str]:
