@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,8 +35,13 @@ _MKE2FS_CONFIG = "[defaults]\n\tblocksize = 4096\n\n[fs_types]\n\text4 = {\n\t\t
 _JOURNAL_MIB = 16
 _NAMESPACE = UUID("7a6f5ae4-29b5-4d3c-8f6a-5b8a3c0f9d11")
 _BOOTSTRAP_TIMEOUT_S = 900
-#: mmdebstrap mounts /proc and /sys in the tree; in namespaces of its own, killing it takes mounts and children along.
-_APART = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--")
+_FETCH_SETTING = re.compile(r"Acquire::(https?|Check-[\w-]+|Retries|ForceIPv[46])\b")
+#: mmdebstrap mounts /proc and /sys in the tree; in namespaces of its own, killing it takes mounts and children along,
+#: and it dies with us, even when we are killed.
+_APART = (
+    "setpriv", "--pdeathsig", "KILL", "--",
+    "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--",
+)  # fmt: skip
 _FORMAT_TIMEOUT_S = 300
 
 #: Written over the bootstrapped tree.
@@ -104,10 +110,15 @@ async def format_ext4(tree: Path, image: Path, size_mib: int) -> None:
         )  # fmt: skip
 
 
+def fetch_settings(dumped: str) -> list[str]:
+    """Those lines of ``apt-config dump`` that say how to reach a mirror and how much to trust its dates."""
+    return [line for line in dumped.splitlines() if _FETCH_SETTING.match(line) and not line.endswith('"";')]
+
+
 async def _bootstrap(mirror: Mirror, root: Path) -> None:
     """Debian, configured, as a folder. The host's apt settings for fetching (proxy, checks) hold inside too."""
     dumped = await run("apt-config", "dump", "Acquire", timeout_s=_FORMAT_TIMEOUT_S)
-    settings = [f"--aptopt={line}" for line in dumped.splitlines() if not line.startswith("Acquire::Languages")]
+    settings = [f"--aptopt={line}" for line in fetch_settings(dumped)]
     await run(
         *_APART, "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--architectures={ARCHITECTURE}",
         *settings, '--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"',

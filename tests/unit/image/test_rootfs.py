@@ -28,6 +28,13 @@ def test_another_size_is_another_image_and_the_mirror_is_not() -> None:
     assert len(keys) == 2
 
 
+def test_the_hosts_way_to_a_mirror_holds_and_nothing_else_of_its_apt() -> None:
+    dumped = (
+        'Acquire "";\nAcquire::http "";\nAcquire::http::Proxy "http://p.example:3128";\nAcquire::Languages "none";\n'
+    )
+    assert rootfs.fetch_settings(dumped) == ['Acquire::http::Proxy "http://p.example:3128";']
+
+
 def test_no_feature_that_older_kernels_refuse() -> None:
     assert "orphan_file" not in rootfs._FEATURES
     assert rootfs._FEATURES.startswith("none,")  # nothing from the host's mke2fs.conf
