@@ -203,3 +203,8 @@ async def eventually(holds: Callable[[], object], what: str) -> None:
             while not holds():
                 await asyncio.sleep(0.02)
     assert holds(), f"never came true: {what}"
+
+
+def vmm_pid(agent: Agent, sandbox_id: str) -> int:
+    """The process of a sandbox's VMM."""
+    return json.loads((agent.data_dir / "run" / sandbox_id / "vmm" / "vmm.json").read_text())["pid"]
