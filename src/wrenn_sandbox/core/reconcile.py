@@ -128,8 +128,8 @@ _ABANDONED = "The control plane was restarted while it was being made. Create a 
 
 
 def decide(rows: Iterable[Row], seen: Iterable[Seen], memory: Memory, now_s: float, timing: Timing = Timing()) -> Plan:
-    """Compare the live and untouched rows of a host with what its agent has just listed."""
-    by_id = {row.id: row for row in rows}
+    """Compare the rows of a host with what its agent has just listed. Rows that have ended may be left out."""
+    by_id = {row.id: row for row in rows if row.state in LIVE | UNTOUCHED}
     on_host = {entry.id: entry for entry in seen}
     decisions: list[Decision] = []
     absent: dict[SandboxId, float] = {}
@@ -178,6 +178,8 @@ def _present(row: Row, entry: Seen, timing: Timing) -> list[Decision]:
 
 def _follow(row: Row, entry: Seen) -> list[Decision]:
     if entry.state is State.ERROR:
+        return [Move(row.id, row.state, State.ERROR, entry.reason, entry.slug or "sandbox_failed", entry)]
+    if entry.state is State.STOPPED and row.state is State.STARTING:  # the lifecycle knows no such end
         return [Move(row.id, row.state, State.ERROR, entry.reason, entry.slug or "sandbox_failed", entry)]
     if entry.state is State.STOPPED:
         return [Move(row.id, row.state, State.STOPPED, entry.reason, entry.slug, entry)]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.controlplane.usecases.test_find_sandboxes import made, move
+from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
+from wrenn_sandbox.controlplane.usecases.set_lifetime import change_lifetime, ping_sandbox
+from wrenn_sandbox.core.errors import Conflict, Unavailable
+from wrenn_sandbox.core.lifecycle import State
+from wrenn_sandbox.core.spec import TimeoutAction
+
+
+def test_what_is_not_given_stays(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            changed = await change_lifetime(w.platform, w.team, row.id, idle_timeout_s=0, ends_at_unix_s=2e9)
+            assert changed.lifetime.idle_timeout_s == 0 and changed.lifetime.ends_at_unix_s == 2e9
+            assert changed.lifetime.idle_action is row.lifetime.idle_action
+            again = await change_lifetime(
+                w.platform, w.team, row.id, idle_action=TimeoutAction.KILL, ends_at_unix_s=0.0
+            )
+            assert again.lifetime.idle_timeout_s == 0 and again.lifetime.ends_at_unix_s == 0
+            assert (await get_sandbox(w.platform, w.team, row.id)).lifetime == again.lifetime
+            assert [r.lifetime.idle_timeout_s for r in w.agent.requests("SetLifetime")] == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_a_silent_host_is_told_later(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            w.agent.answers["SetLifetime"] = Unavailable("silent")
+            with pytest.raises(Unavailable):
+                await change_lifetime(w.platform, w.team, row.id, idle_timeout_s=5)
+            assert (await get_sandbox(w.platform, w.team, row.id)).lifetime.idle_timeout_s == 5
+
+    asyncio.run(main())
+
+
+def test_what_does_not_run_has_no_timeouts_and_takes_no_ping(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            await ping_sandbox(w.platform, w.team, row.id)
+            assert (await get_sandbox(w.platform, w.team, row.id)).last_active_at != row.last_active_at
+            await move(w, row, State.STOPPED)
+            w.platform.rows.drop(row.id)
+            with pytest.raises(Conflict):
+                await change_lifetime(w.platform, w.team, row.id, idle_timeout_s=5)
+            with pytest.raises(Conflict):
+                await ping_sandbox(w.platform, w.team, row.id)
+            assert w.agent.requests("SetLifetime") == []
+
+    asyncio.run(main())
