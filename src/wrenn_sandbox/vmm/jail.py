@@ -40,6 +40,9 @@ _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING = 250, 1  # asm/unistd_64.h, linux/keyctl.h
 _LAST_CAPABILITY = 63
 
+#: Directory of the tmpfs that becomes the jail's root.
+_INNER = "/jail"
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,6 +64,8 @@ def _make_root(
     # Sources are opened first, since the tmpfs may cover some of them.
     sources = [os.open(source, os.O_PATH | os.O_CLOEXEC) for source, _, _ in files]
     _mount("wrenn", root, "tmpfs", _MS_NOSUID | _MS_NOEXEC, "size=64k,nr_inodes=128,mode=755")
+    top, root = root, root + _INNER
+    os.mkdir(root, 0o755)  # noqa: PTH102
     for fd, (_, name, writable) in zip(sources, files, strict=True):
         target = root + name
         os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120 - pathlib is slow to import
@@ -77,14 +82,17 @@ def _make_root(
     for name, major, minor, mode in devices:
         os.mknod(f"{root}/dev/{name}", stat.S_IFCHR | mode, os.makedev(major, minor))
         os.chown(f"{root}/dev/{name}", uid, uid)
-    _mount(None, root, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
+    _mount(None, top, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
 
 
 def _enter_root(root: str) -> None:
-    """Make ``root`` the root and let go of the old one (pivot_root(2), NOTES on pivot_root(".", "."))."""
+    """Make the jail in ``root`` the root and let go of the old one (pivot_root(2), NOTES on pivot_root(".", "."))."""
     os.chdir(root)
     _check(_libc.pivot_root(b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
+    # A process whose root is not that of its mount namespace may make no user namespace (unshare(2), EPERM), in which
+    # it would be root again over much of the kernel. Leaving a chroot takes a capability, and all of those go.
+    os.chroot(_INNER)
     os.chdir("/")
 
 

@@ -23,6 +23,16 @@ _READ_TSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 @cache
 def host_tsc_khz() -> int | None:
     """Counts per millisecond of CLOCK_MONOTONIC, to some ppm; None where there is no such counter. Blocks for 50 ms."""
+    read = _reader()
+    if read is None:
+        return None
+    first = _reading(read)
+    time.sleep(_MEASURE_S)
+    last = _reading(read)
+    return round((last[0] - first[0]) * 1_000_000 / (last[1] - first[1]))
+
+
+def _reader() -> Callable[[], int] | None:
     if platform.machine() != "x86_64":
         return None
     try:
@@ -30,11 +40,14 @@ def host_tsc_khz() -> int | None:
     except OSError:  # a policy forbids memory that is writable and executable
         return None
     code.write(_READ_TSC)
-    read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
-    first = _reading(read)
-    time.sleep(_MEASURE_S)
-    last = _reading(read)
-    return round((last[0] - first[0]) * 1_000_000 / (last[1] - first[1]))
+    mapped = ctypes.c_char.from_buffer(code)
+    function = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(mapped))
+
+    def read() -> int:
+        assert mapped is not None  # keeps the code mapped as long as this function lives
+        return int(function())
+
+    return read
 
 
 def _reading(read: Callable[[], int]) -> tuple[int, int]:
