@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wrenn_sandbox.core import placement
@@ -49,10 +49,11 @@ def private_mib(pid: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """Memory set aside for one sandbox; ``pid`` is its VMM once there is one."""
+    """Memory set aside for one machine; ``pid`` is its VMM once there is one. A bake's machine is no sandbox."""
 
     mib: int
     pid: int | None = None
+    is_sandbox: bool = True
 
     def outstanding_mib(self) -> int:
         """What of it is still a promise."""
@@ -76,7 +77,7 @@ class Capacity:
             promised_mib=sum(held.outstanding_mib() for held in self._held),
             disk_total_mib=figures.disk_total_mib,
             disk_free_mib=figures.disk_free_mib,
-            sandboxes=len(self._held),
+            sandboxes=sum(1 for held in self._held if held.is_sandbox),
         )
 
     @contextmanager
@@ -84,6 +85,17 @@ class Capacity:
         """Set memory aside for one sandbox while the context lasts; raises Exhausted when there is no room."""
         with self.reserved_together([shape]) as (reservation,):
             yield reservation
+
+    @contextmanager
+    def reserved_for_bake(self, shape: Shape) -> Iterator[Reservation]:
+        """The same for the machine of a bake, which the number of sandboxes does not bound."""
+        mib = placement.require_room(replace(self.room(), sandboxes=0), [shape], self.rules)
+        reservation = Reservation(mib, is_sandbox=False)
+        self._held.add(reservation)
+        try:
+            yield reservation
+        finally:
+            self._held.discard(reservation)
 
     @contextmanager
     def reserved_together(self, shapes: Sequence[Shape]) -> Iterator[Sequence[Reservation]]:

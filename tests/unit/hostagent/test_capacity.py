@@ -51,3 +51,12 @@ def test_figures_of_this_host_are_sane(tmp_path: Path) -> None:
     assert 0 <= figures.disk_free_mib <= figures.disk_total_mib
     assert private_mib(os.getpid()) > 0
     assert private_mib(2**22 + 1) == 0
+
+
+def test_a_bake_needs_memory_but_is_no_sandbox() -> None:
+    capacity = Capacity(Rules(max_sandboxes=1), lambda: SMALL)
+    with capacity.reserved(DEFAULT_SHAPE), capacity.reserved_for_bake(DEFAULT_SHAPE):
+        assert (capacity.room().sandboxes, capacity.room().promised_mib) == (1, 704)
+        with pytest.raises(Exhausted):
+            capacity.reserved_for_bake(DEFAULT_SHAPE).__enter__()
+    assert capacity.room().promised_mib == 0

@@ -83,7 +83,7 @@ async def _cook(order: Order, kitchen: Kitchen, aside: Path) -> None:
     """Leave disk, memory and state of a quiet guest in ``aside``. envd warms itself up before it answers /health."""
     rootfs = kitchen.catalog.rootfs(order.artefacts.rootfs)
     async with AsyncExitStack() as stack:
-        reservation = stack.enter_context(kitchen.capacity.reserved(order.shape))
+        reservation = stack.enter_context(kitchen.capacity.reserved_for_bake(order.shape))
         name = f"bake-{order.key[:12]}-{secrets.token_hex(3)}"
         directory = stack.enter_context(journal.machine_directory(kitchen.run_root, name))
         link = await stack.enter_async_context(kitchen.network.link(NetworkPolicy(Egress.CLOSED)))
