@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from wrenn_sandbox.core.errors import Unavailable
@@ -34,19 +34,14 @@ class Settling:
         if self._closed:
             work.close()
             raise Unavailable("The control plane is stopping; try again soon.", slug="stopping", retry_after_s=2)
-        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        result.add_done_callback(_look_at)
-        self._group.create_task(self._carry(sandbox, work, result))
-        return await asyncio.shield(result)
+        return await asyncio.shield(self._start(sandbox, work))
 
     def begin(self, sandbox: SandboxId, work: Coroutine[object, object, object]) -> None:
         """Let ``work`` run to its end without waiting for it. Its error is lost: it must log what matters."""
         if self._closed:
             work.close()
             return
-        result: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        result.add_done_callback(_look_at)
-        self._group.create_task(self._carry(sandbox, work, result))
+        self._start(sandbox, work)
 
     def is_busy(self, sandbox: SandboxId) -> bool:
         """Whether work on the sandbox is under way in this process."""
@@ -56,28 +51,30 @@ class Settling:
         """Begin nothing new."""
         self._closed = True
 
-    @contextmanager
-    def busy(self, sandbox: SandboxId) -> Iterator[None]:
-        """Mark the sandbox as being worked on."""
+    def _start(self, sandbox: SandboxId, work: Coroutine[object, object, T]) -> asyncio.Future[T]:
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(_look_at)
         self._busy[sandbox] += 1
-        try:
-            yield
-        finally:
+        task = self._group.create_task(_carry(work, result))
+
+        def over(_task: asyncio.Task[None]) -> None:
+            work.close()  # of use only when the task was cancelled before it began
+            result.cancel()
             self._busy[sandbox] -= 1
             if not self._busy[sandbox]:
                 del self._busy[sandbox]
 
-    async def _carry(self, sandbox: SandboxId, work: Coroutine[object, object, T], result: asyncio.Future[T]) -> None:
-        with self.busy(sandbox):
-            try:
-                value = await work
-            except asyncio.CancelledError:
-                result.cancel()
-                raise
-            except Exception as error:
-                result.set_exception(error)
-            else:
-                result.set_result(value)
+        task.add_done_callback(over)
+        return result
+
+
+async def _carry(work: Coroutine[object, object, T], result: asyncio.Future[T]) -> None:
+    try:
+        value = await work
+    except Exception as error:  # the caller's to handle; a group would cancel all other work for it
+        result.set_exception(error)
+    else:
+        result.set_result(value)
 
 
 def _look_at(result: asyncio.Future[T]) -> None:

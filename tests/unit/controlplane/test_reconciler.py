@@ -1,0 +1,172 @@
+"""The carrying-out; what is decided is tested with ``core.reconcile``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+from tests.unit.controlplane.conftest import World
+from tests.unit.controlplane.usecases.test_find_sandboxes import made
+from wrenn_sandbox.controlplane.messages import lifetime_message
+from wrenn_sandbox.controlplane.platform import now
+from wrenn_sandbox.controlplane.reconciler import Reconciler
+from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
+from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.lifecycle import State
+from wrenn_sandbox.core.reconcile import Timing
+from wrenn_sandbox.db import hosts, sandboxes
+from wrenn_sandbox.db.hosts import HostStatus
+from wrenn_sandbox.db.sandboxes import Sandbox
+from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
+
+AT_ONCE = Timing(0.0, 0.0, 0.0, 0.0)
+
+
+def info(row: Sandbox, status: str = "running", **more: object) -> pb.SandboxInfo:
+    lifetime = lifetime_message(row.lifetime)
+    return pb.SandboxInfo(sandbox_id=str(row.id), status=status, **{"lifetime": lifetime, **more})  # type: ignore[arg-type]
+
+
+def listing(w: World, *infos: pb.SandboxInfo) -> None:
+    w.agent.answers["ListSandboxes"] = pb.ListSandboxesResponse(sandboxes=list(infos))
+
+
+async def settled(w: World, row: Sandbox) -> Sandbox:
+    while w.platform.settling.is_busy(row.id):
+        await asyncio.sleep(0)
+    return await get_sandbox(w.platform, w.team, row.id)
+
+
+def test_a_dead_machine_shows_at_the_next_tick_also_to_the_next_request(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            listing(w, info(row, "error", reason="signal 9", reason_slug="vmm_died"))
+            await Reconciler(w.platform).tick()
+            found = await settled(w, row)
+            assert (found.state, found.status_reason, found.status_slug) == (State.ERROR, "signal 9", "vmm_died")
+            assert w.platform.rows.get(row.id) is None
+
+    asyncio.run(main())
+
+
+def test_a_row_that_changes_while_the_agent_is_asked_is_left_alone(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+
+            async def list_(_request: object) -> pb.ListSandboxesResponse:
+                async with w.platform.db.write() as connection:
+                    await sandboxes.set_lifetime(connection, w.team, row.id, replace(row.lifetime, idle_timeout_s=1))
+                return pb.ListSandboxesResponse()
+
+            w.agent.answers["ListSandboxes"] = list_
+            await Reconciler(w.platform, AT_ONCE).tick()
+            assert (await settled(w, row)).state is State.RUNNING
+
+    asyncio.run(main())
+
+
+def test_a_sandbox_made_between_the_two_lists_is_not_destroyed(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+
+            async def list_(_request: object) -> pb.ListSandboxesResponse:
+                row = await made(w)  # its row was not there when the rows were read
+                return pb.ListSandboxesResponse(sandboxes=[info(row)])
+
+            w.agent.answers["ListSandboxes"] = list_
+            await Reconciler(w.platform, AT_ONCE).tick()
+            row = w.agent.requests("CreateSandbox")[0]
+            assert row.sandbox_id and w.agent.requests("DestroySandbox") == []
+
+    asyncio.run(main())
+
+
+def test_an_orphan_is_destroyed_and_an_abandoned_end_finished(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            orphan, ending = await made(w), await made(w)
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, orphan.id, {State.RUNNING}, State.STOPPED)
+                await sandboxes.move(connection, ending.id, {State.RUNNING}, State.STOPPING)
+            listing(w, info(orphan), info(ending))
+            await Reconciler(w.platform, AT_ONCE).tick()
+            assert (await settled(w, orphan)).state is State.STOPPED
+            assert (await settled(w, ending)).state is State.STOPPED
+            assert {r.sandbox_id for r in w.agent.requests("DestroySandbox")} == {str(orphan.id), str(ending.id)}
+
+    asyncio.run(main())
+
+
+def test_lost_timeouts_are_sent_again(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            listing(w, info(row, lifetime=pb.Lifetime(idle_timeout_s=1)))
+            await Reconciler(w.platform).tick()
+            await settled(w, row)
+            (sent,) = w.agent.requests("SetLifetime")
+            assert sent.lifetime.idle_timeout_s == row.lifetime.idle_timeout_s
+
+    asyncio.run(main())
+
+
+def test_a_silent_host_makes_its_sandboxes_missing_and_its_return_brings_them_back(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            w.agent.answers["ListSandboxes"] = Unavailable("silent")
+            reconciler = Reconciler(w.platform)
+            await reconciler.tick()
+            assert (await settled(w, row)).state is State.RUNNING
+            w.platform.contact.last_answer_s = time.monotonic() - 91
+            await reconciler.tick()
+            assert (await settled(w, row)).state is State.MISSING
+            async with w.platform.db.read() as connection:
+                assert await hosts.status(connection, w.platform.host_id) is HostStatus.UNREACHABLE
+            listing(w, info(row, host_ip="10.11.0.9"))
+            await reconciler.tick()
+            found = await settled(w, row)
+            assert (found.state, found.host_ip, found.started_at) == (State.RUNNING, "10.11.0.9", row.started_at)
+
+    asyncio.run(main())
+
+
+def test_activity_is_written_but_not_every_second(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            soon, later = now() + timedelta(seconds=2), now() + timedelta(seconds=60)
+            for moment, expected in ((soon, row.last_active_at), (later, later.replace(microsecond=0))):
+                listing(w, info(row, last_active_at_unix=int(moment.timestamp())))
+                await Reconciler(w.platform).tick()
+                assert (await settled(w, row)).last_active_at == expected
+
+    asyncio.run(main())
+
+
+def test_it_goes_on_after_any_error_and_keeps_its_books(world, monkeypatch) -> None:
+    async def main() -> None:
+        async with world() as w:
+            ticks: list[float] = []
+
+            async def no_sleep(_seconds: float) -> None:
+                ticks.append(0)
+                w.agent.answers["ListSandboxes"] = [Unavailable("x"), RuntimeError("y"), pb.ListSandboxesResponse()][
+                    min(len(ticks), 2)
+                ]
+                if len(ticks) == 4:
+                    raise asyncio.CancelledError
+
+            w.agent.answers["GetHost"] = pb.GetHostResponse(arch="x86_64", cpu_cores=2)
+            monkeypatch.setattr("wrenn_sandbox.controlplane.reconciler.asyncio.sleep", no_sleep)
+            with __import__("contextlib").suppress(asyncio.CancelledError):
+                await Reconciler(w.platform).run()
+            async with w.platform.db.read() as connection:
+                assert await hosts.status(connection, w.platform.host_id) is HostStatus.ONLINE
+            assert len(ticks) == 4
+
+    asyncio.run(main())
