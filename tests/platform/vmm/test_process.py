@@ -84,7 +84,7 @@ def test_a_child_has_its_own_session_and_only_the_descriptors_it_was_given() -> 
         assert {line.split()[8] for line in listed if pipe in line} == {"1", "7"}  # neither end by another number
         async with watch(_start(*_SLEEP)) as process:
             assert os.getsid(process.pid) == process.pid
-            assert {os.readlink(f"/proc/{process.pid}/fd/{n}") for n in (0, 1, 2)} == {"/dev/null"}
+            assert {Path(f"/proc/{process.pid}/fd/{n}").readlink() for n in (0, 1, 2)} == {Path(os.devnull)}
 
     asyncio.run(main())
 
