@@ -123,7 +123,7 @@ async def _bootstrap(mirror: Mirror, root: Path) -> None:
         *_APART, "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--architectures={ARCHITECTURE}",
         *settings, '--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"',
         "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/info/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         f"--include={','.join(PACKAGES)}", SUITE, root, "-",
         stdin=mirror.sources().encode(), timeout_s=_BOOTSTRAP_TIMEOUT_S, env={"SOURCE_DATE_EPOCH": str(EPOCH_S)},
