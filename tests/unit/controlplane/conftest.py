@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
+from wrenn_sandbox.controlplane.app import api as web
+from wrenn_sandbox.controlplane.http.edge import Edge
 from wrenn_sandbox.controlplane.platform import Contact, Platform
 from wrenn_sandbox.controlplane.settling import settling
 from wrenn_sandbox.controlplane.usecases.issue_keys import new_key
 from wrenn_sandbox.controlplane.usecases.set_up import set_up
-from wrenn_sandbox.core.ids import TeamId
-from wrenn_sandbox.db import accounts
+from wrenn_sandbox.core.ids import HostId, TeamId
+from wrenn_sandbox.db import accounts, hosts
 from wrenn_sandbox.db.engine import open_database
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -103,15 +106,30 @@ def world(migrated: Path, tmp_path: Path) -> Opener:
         path = tmp_path / f"{uuid4().hex}.db"
         shutil.copy(migrated, path)
         async with open_database(f"sqlite:///{path}") as database, settling() as begun:
-            host = await set_up(database, "http://agent.test", None)
-            async with database.read() as connection:
+            async with database.write() as connection:
                 found = await accounts.first_owner(connection)
-            assert found is not None
+                assert found is not None
+                host = await hosts.ensure(connection, HostId(uuid4()), "http://agent.test", found[1])
             agent = ScriptedAgent()
             contact = Contact(time.monotonic())
             platform = Platform(database, agent, host, begun, contact)  # type: ignore[arg-type]
             issued = await new_key(database, *found, "test")
             yield World(platform, agent, found[0], issued.secret, tmp_path)
+
+    return open_
+
+
+@pytest.fixture
+def api(world: Opener) -> Opener:
+    """Opens a world and an HTTP client of its API that needs no socket."""
+
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[tuple[World, httpx.AsyncClient]]:
+        async with world() as opened:
+            app = httpx.ASGITransport(Edge(web(opened.platform)))
+            headers = {"X-API-Key": opened.key}
+            async with httpx.AsyncClient(transport=app, base_url="http://api.test", headers=headers) as client:
+                yield opened, client
 
     return open_
 

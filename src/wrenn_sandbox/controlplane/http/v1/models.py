@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from datetime import datetime
 from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
 from typing import Annotated, Literal
@@ -152,7 +151,7 @@ def decoded(text: str, encoding: Encoding) -> bytes:
         return text.encode()
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one
         raise ValueError("is not valid base64") from error
 
 
