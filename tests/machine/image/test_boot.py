@@ -25,7 +25,7 @@ from wrenn_sandbox.core.slots import ENVD_PORT, GATEWAY_IP, GUEST_IP, GUEST_MAC
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.image.rootfs import format_ext4
 from wrenn_sandbox.image.runtime import Runtime
-from wrenn_sandbox.image.tsc import tsc_khz
+from wrenn_sandbox.vmm.qemu.tsc import host_tsc_khz
 
 pytestmark = pytest.mark.machine
 
@@ -120,7 +120,7 @@ def booted(images: Images, folder: Path, root: Path, *, tools: bool = True) -> I
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     network = "net=169.254.0.0/24,dhcpstart=169.254.0.100,dns=169.254.0.3,restrict=on"
-    khz = asyncio.run(tsc_khz())
+    khz = host_tsc_khz() or 0
     command = [
         *images.runtime.command(),
         *("-M", "microvm,accel=tcg", "-cpu", "max", "-m", "512", "-nodefaults", "-no-user-config", "-no-reboot"),
