@@ -15,6 +15,7 @@ from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.hostagent import wire
 from wrenn_sandbox.hostagent.guest_processes import Command, GuestProcesses, ProcessRef
 from wrenn_sandbox.hostagent.registry import Registry
+from wrenn_sandbox.hostagent.tasks import side_tasks
 from wrenn_sandbox.rpc.gen.envd import process_pb
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -22,7 +23,7 @@ DEFAULT_EXEC_TIMEOUT_S = 30.0
 #: What a buffered exec keeps of each stream.
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 #: The guest ends a command at its time; so much later we stop believing that it will.
-_GRACE_S = 3.0
+GRACE_S = 3.0
 COMMAND_TIMEOUT = "command_timeout"
 
 _SIGNALS = {
@@ -52,7 +53,7 @@ class CommandCalls:
         """Run and answer with what it writes as it comes. Past its time the stream ends with Timeout."""
         sandbox = self._registry.get(SandboxId.parse(request.sandbox_id))
         command, timeout_s = _exec_command(request), wire.timeout_s(request.timeout_sec, None)
-        async with sandbox.use() as parts, asyncio.TaskGroup() as feeding:
+        async with sandbox.use() as parts, side_tasks() as feeding:
             processes = parts.guest.processes
             try:
                 async with processes.start(command, lifetime_s=timeout_s) as events:
@@ -152,8 +153,8 @@ async def _buffered(processes: GuestProcesses, command: Command, stdin: bytes, t
     pid, end = 0, None
     try:
         async with (
-            asyncio.timeout(timeout_s + _GRACE_S),
-            asyncio.TaskGroup() as feeding,
+            asyncio.timeout(timeout_s + GRACE_S),
+            side_tasks() as feeding,
             processes.start(command, lifetime_s=timeout_s) as events,
         ):
             async for event in events:
@@ -165,7 +166,7 @@ async def _buffered(processes: GuestProcesses, command: Command, stdin: bytes, t
                     end = ended
                 else:
                     _keep(event, out, err)
-    except* (Timeout, TimeoutError):
+    except (Timeout, TimeoutError):
         end = None
     if end is None:
         await _kill(processes, pid)
