@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,7 +24,6 @@ from wrenn_sandbox.hostagent.guest_processes import Command
 from wrenn_sandbox.hostagent.platforms import open_guest
 from wrenn_sandbox.hostagent.templates import KERNEL_CMDLINE
 from wrenn_sandbox.image.catalog import Catalog
-from wrenn_sandbox.image.tsc import tsc_khz
 from wrenn_sandbox.net.network import Link
 from wrenn_sandbox.net.pool import NamespacePool, PoolOptions
 from wrenn_sandbox.vmm.driver import MachineFiles, MachineSpec
@@ -60,9 +59,8 @@ async def frozen(directory: Path, change: Change) -> Frozen:
     """Boot a guest, let ``change`` do what it wants in it, and freeze it into ``directory``."""
     driver = QemuDriver("tcg", TCG_MODEL)
     platform = driver.platform(KERNEL_CMDLINE)
-    told = replace(platform, kernel_cmdline=f"{platform.kernel_cmdline} tsc_early_khz={await tsc_khz()}")
     async with AsyncExitStack() as stack:
-        link, spec = await stack.enter_async_context(_prepared(driver, told, directory, boot=True))
+        link, spec = await stack.enter_async_context(_prepared(driver, platform, directory, boot=True))
         machine = await stack.enter_async_context(driver.boot(spec))
         async with open_guest(link.slot.host_ip, "") as guest:
             await guest.healthy(limit_s=240)
