@@ -104,7 +104,8 @@ def assemble(settings: Settings, platform: Platform, token: str, group: asyncio.
     driver, network = platform.driver, platform.network
     kitchen = Kitchen(driver, network, catalog, capacity, overlay.create, open_guest, run_root)
     templates = Templates(kitchen, group)
-    host = Host(driver, network, catalog, capacity, templates, overlay.create, open_guest, run_root)
+    starts = asyncio.Semaphore(settings.parallel_starts or max(2, os.cpu_count() or 1))
+    host = Host(driver, network, catalog, capacity, templates, overlay.create, open_guest, run_root, starts)
     registry = Registry(host, group)
     calls = HostAgentCalls(registry, templates, capacity, driver.capabilities)
     return Parts(registry, templates, App(token, connect_application(calls), Proxy(registry)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class GuestOpener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The parts of this host."""
+    """The parts of this host. ``starts`` bounds the restores under way: more at once only make each of them late."""
 
     driver: Driver
     network: Network
@@ -73,3 +74,4 @@ class Host:
     make_overlay: OverlayMaker
     open_guest: GuestOpener
     run_root: Path
+    starts: asyncio.Semaphore

@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     min_available_fraction: float = Field(0.10, ge=0, lt=1, description="Part of memory that stays the host's.")
     min_disk_mib: int = Field(5 * 1024, ge=0, description="Free disk below which nothing new is made.")
     min_disk_fraction: float = Field(0.10, ge=0, lt=1, description="The same, as a part of the disk.")
+    parallel_starts: int = Field(0, ge=0, description="Sandboxes restored at the same time; 0 is one a core.")
     warm_slots: int = Field(4, ge=0, le=256, description="Network slots kept ready.")
     host_pool: IPv4Network = Field(DEFAULT_POOLS.hosts, description="Addresses of sandboxes on this host.")
     link_pool: IPv4Network = Field(DEFAULT_POOLS.links, description="Addresses between host and namespaces.")

@@ -27,7 +27,7 @@ def test_a_sandbox_from_its_making_to_its_end(run, agent) -> None:
     async def work(client) -> None:
         created = await client.create(vcpus=3, memory_mb=300)
         assert (created.status, created.vcpus, created.memory_mb) == ("running", 4, 512)
-        assert [phase.name for phase in created.phases] == ["reserve", "template", "prepare", "restore", "init"]
+        assert [phase.name for phase in created.phases] == ["reserve", "template", "prepare", "turn", "restore", "init"]
         info = (await client.listed())[created.sandbox_id]
         assert (info.status, info.host_ip, info.progress) == ("running", created.host_ip, "")
         assert (await client.exec(created.sandbox_id, "echo", "hi")).stdout == b"hi\n"

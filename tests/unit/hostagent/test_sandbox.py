@@ -30,7 +30,7 @@ def test_points_are_all_that_a_create_passes(world: FakeWorld, run) -> None:
             assert sandbox.state is State.RUNNING and sandbox.host_ip.startswith("10.11.")
             assert world.script.passed == POINTS
             assert [phase.name for phase in sandbox.watch.phases] == [
-                "reserve", "template", "prepare", "restore", "init",
+                "reserve", "template", "prepare", "turn", "restore", "init",
             ]  # fmt: skip
             sandbox.stop()
         assert (sandbox.state, sandbox.reason_slug, sandbox.host_ip) == (State.STOPPED, "", "")

@@ -108,6 +108,7 @@ class FakeWorld:
     def __post_init__(self) -> None:
         (self.root / "run").mkdir(exist_ok=True)
         (self.root / "images").mkdir(exist_ok=True)
+        self.starts = asyncio.Semaphore(2)
         self.catalog = Catalog(self.root / "images")
         self.capacity = Capacity(Rules(), lambda: self.figures)
 
@@ -173,12 +174,14 @@ class FakeWorld:
             make_overlay=self.make_overlay,
             open_guest=self.open_guest,
             run_root=self.root / "run",
+            starts=self.starts,
         )
 
     def assert_nothing_left(self) -> None:
         assert self.held == set()
         assert list((self.root / "run").iterdir()) == []
         assert self.capacity.room().sandboxes == 0
+        assert self.starts._value == 2
 
 
 def base(root: Path, shape: Shape = DEFAULT_SHAPE) -> Base:

@@ -69,15 +69,20 @@ async def create(
         directory = stack.enter_context(journal.machine_directory(host.run_root, str(request.id)))
         await in_thread(host.make_overlay, directory / "disk.qcow2", base.disk, "qcow2")
         link = await stack.enter_async_context(host.network.link(request.spec.network))
-    with watch.phase("restore"):
-        spec = machine_spec(request, host, base, directory, link)
-        machine = await stack.enter_async_context(host.driver.restore(spec, base.state))
-        reservation.pid = machine.pid
-        started(machine)
-    with watch.phase("init"):
-        token = request.spec.access_token
-        guest = await stack.enter_async_context(host.open_guest(link.slot.host_ip, token))
-        await guest.initialise(identity(request), limit_s=INIT_LIMIT_S)
+    with watch.phase("turn"):
+        await host.starts.acquire()
+    try:
+        with watch.phase("restore"):
+            spec = machine_spec(request, host, base, directory, link)
+            machine = await stack.enter_async_context(host.driver.restore(spec, base.state))
+            reservation.pid = machine.pid
+            started(machine)
+        with watch.phase("init"):
+            token = request.spec.access_token
+            guest = await stack.enter_async_context(host.open_guest(link.slot.host_ip, token))
+            await guest.initialise(identity(request), limit_s=INIT_LIMIT_S)
+    finally:
+        host.starts.release()
     relay = await stack.enter_async_context(relay_session(connect_timeout_s=RELAY_CONNECT_LIMIT_S))
     return Parts(link, machine, guest, relay)
 

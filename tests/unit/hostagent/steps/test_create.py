@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -50,3 +51,23 @@ def test_defaults_reach_the_guest() -> None:
     body = identity(replace(wanted, spec=spec)).to_json()
     assert (body["envVars"], body["defaultUser"], body["defaultWorkdir"]) == ({"A": "1"}, "root", "/srv")
     assert body["accessToken"] == wanted.spec.access_token and body["sandboxId"] == str(wanted.id)
+
+
+def test_starts_take_turns(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        world.script.hang_at = "guest.init"
+        async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+            tasks = [
+                group.create_task(create(request(), world.host(), stack, Stopwatch(), lambda _: None)) for _ in range(3)
+            ]
+            await world.script.reached.wait()
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert world.script.passed.count("machine.enter") == 2
+            tasks[0].cancel()
+            while world.script.passed.count("machine.enter") < 3:
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+
+    run(work)
