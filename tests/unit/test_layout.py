@@ -28,6 +28,11 @@ MANY_PARAMETERS: dict[str, str] = {
 }
 #: Source files whose behaviour only shows with real processes, sockets or kernels; tested where it says.
 TESTED_ELSEWHERE: dict[str, str] = {
+    "db/accounts.py": "tests/contract/test_db.py",
+    "db/api_keys.py": "tests/contract/test_db.py",
+    "db/hosts.py": "tests/contract/test_db.py",
+    "db/migrations/env.py": "tests/contract/test_db.py",
+    "db/migrations/versions/0001_initial.py": "tests/contract/test_db.py",
     "envd/ports/child.py": "tests/platform/envd/test_ports.py",
 }
 

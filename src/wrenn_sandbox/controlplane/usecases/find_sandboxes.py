@@ -7,7 +7,8 @@ from wrenn_sandbox.core.errors import NotFound, Unavailable
 from wrenn_sandbox.core.ids import SandboxId, TeamId
 from wrenn_sandbox.core.lifecycle import Action, State, require
 from wrenn_sandbox.db import sandboxes
-from wrenn_sandbox.db.sandboxes import Page, Sandbox
+from wrenn_sandbox.db.sandboxes import Page as Page  # the edge speaks of both and must not know the database
+from wrenn_sandbox.db.sandboxes import Sandbox as Sandbox
 
 
 async def get_sandbox(platform: Platform, team: TeamId, sandbox: SandboxId) -> Sandbox:

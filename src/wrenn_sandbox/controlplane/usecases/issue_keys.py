@@ -12,7 +12,7 @@ from wrenn_sandbox.controlplane.platform import Caller, Platform, now
 from wrenn_sandbox.core.errors import Bug, Conflict, NotFound, Unauthenticated
 from wrenn_sandbox.core.ids import ApiKeyId, TeamId, UserId
 from wrenn_sandbox.db import api_keys
-from wrenn_sandbox.db.api_keys import ApiKey
+from wrenn_sandbox.db.api_keys import ApiKey as ApiKey  # for the edge, which must not know the database
 from wrenn_sandbox.db.engine import Database
 
 _FORM = re.compile(r"(?:wrn|e2b)_([0-9a-f]{32})", re.ASCII)

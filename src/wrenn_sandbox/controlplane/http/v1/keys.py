@@ -6,9 +6,8 @@ from starlette.responses import Response
 
 from wrenn_sandbox.controlplane.http.auth import Here, Who
 from wrenn_sandbox.controlplane.http.v1.models import KeyOut, NewKey, NewKeyOut
-from wrenn_sandbox.controlplane.usecases.issue_keys import issue_key, list_keys, revoke_key
+from wrenn_sandbox.controlplane.usecases.issue_keys import ApiKey, issue_key, list_keys, revoke_key
 from wrenn_sandbox.core.ids import ApiKeyId
-from wrenn_sandbox.db.api_keys import ApiKey
 
 UNNAMED = "Unnamed API Key"
 

@@ -27,6 +27,7 @@ from wrenn_sandbox.controlplane.http.v1.models import (
 from wrenn_sandbox.controlplane.usecases.create_sandbox import Phase, Wish
 from wrenn_sandbox.controlplane.usecases.create_sandbox import create_sandbox as create
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox as destroy
+from wrenn_sandbox.controlplane.usecases.find_sandboxes import Page, Sandbox
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox as get
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import list_sandboxes as list_
 from wrenn_sandbox.controlplane.usecases.set_lifetime import change_lifetime
@@ -35,7 +36,6 @@ from wrenn_sandbox.core.errors import Invalid
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy
-from wrenn_sandbox.db.sandboxes import Page, Sandbox
 
 #: The path prefix under which clients of another generation ask, and get ids of their form.
 CAPSULES = "/v1/capsules"

@@ -20,104 +20,128 @@ depends_on = None
 UUID_CHECK = "length({0}) = 36 AND length(replace({0}, '-', '')) = 32 AND replace({0}, '-', '') NOT GLOB '*[^0-9a-f]*'"
 
 
-def upgrade() -> None:
-    """Create everything."""
-    sqlite = op.get_bind().dialect.name == "sqlite"
-    kind = {
-        "uuid": sa.CHAR(36) if sqlite else sa.Uuid(),
-        "time": sa.DateTime() if sqlite else sa.DateTime(timezone=True),
-        "json": sa.JSON() if sqlite else JSONB(),
-    }
+class Schema:
+    """Columns and constraints as this revision names and types them, on either database."""
 
-    def uuid(name: str, target: str = "", *, null: bool = False) -> sa.Column[Any]:
-        return sa.Column(name, kind["uuid"], *([sa.ForeignKey(target)] if target else []), nullable=null)
+    def __init__(self) -> None:
+        self.sqlite = op.get_bind().dialect.name == "sqlite"
 
-    def time(name: str, *, null: bool = False) -> sa.Column[Any]:
-        return sa.Column(name, kind["time"], nullable=null, server_default=None if null else sa.func.now())
+    def uuid(self, name: str, target: str = "", *, null: bool = False) -> sa.Column[Any]:
+        kind = sa.CHAR(36) if self.sqlite else sa.Uuid()
+        return sa.Column(name, kind, *([sa.ForeignKey(target)] if target else []), nullable=null)
 
-    def string(name: str, default: str | None = None, *, null: bool = False) -> sa.Column[Any]:
+    def time(self, name: str, *, null: bool = False) -> sa.Column[Any]:
+        kind = sa.DateTime(timezone=not self.sqlite)
+        return sa.Column(name, kind, nullable=null, server_default=None if null else sa.func.now())
+
+    def string(self, name: str, default: str | None = None, *, null: bool = False) -> sa.Column[Any]:
         value = None if default is None else sa.text(f"'{default}'")
         return sa.Column(name, sa.Text(), nullable=null, server_default=value)
 
-    def integer(name: str, default: int) -> sa.Column[Any]:
+    def integer(self, name: str, default: int) -> sa.Column[Any]:
         return sa.Column(name, sa.Integer(), nullable=False, server_default=sa.text(str(default)))
 
-    def flag(name: str) -> sa.Column[Any]:
+    def flag(self, name: str) -> sa.Column[Any]:
         return sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.text("false"))
 
-    def json(name: str) -> sa.Column[Any]:
-        return sa.Column(name, kind["json"], nullable=False, server_default=sa.text("'{}'"))
+    def json(self, name: str) -> sa.Column[Any]:
+        kind = sa.JSON() if self.sqlite else JSONB()
+        return sa.Column(name, kind, nullable=False, server_default=sa.text("'{}'"))
 
-    def create(table: str, *items: sa.Column[Any] | sa.Constraint, key: tuple[str, ...] = ("id",)) -> None:
-        ids = [i.name for i in items if isinstance(i, sa.Column) and i.type is kind["uuid"]] if sqlite else []
+    def unique(self, table: str, *columns: str) -> sa.UniqueConstraint:
+        return sa.UniqueConstraint(*columns, name=op.f(f"uq_{table}_{'_'.join(columns)}"))
+
+    def index(self, table: str, *columns: str) -> None:
+        op.create_index(op.f(f"ix_{table}_{'_'.join(columns)}"), table, list(columns))
+
+    def create(self, table: str, *items: sa.Column[Any] | sa.Constraint, key: tuple[str, ...] = ("id",)) -> None:
+        ids = [i.name for i in items if isinstance(i, sa.Column) and isinstance(i.type, sa.CHAR)]
         checks = [sa.CheckConstraint(UUID_CHECK.format(n), name=op.f(f"ck_{table}_{n}_is_uuid")) for n in ids]
         for item in items:
             for foreign in getattr(item, "foreign_keys", ()):
                 foreign.name = op.f(f"fk_{table}_{item.name}")
         op.create_table(table, *items, sa.PrimaryKeyConstraint(*key, name=op.f(f"pk_{table}")), *checks)
 
-    def unique(table: str, *columns: str) -> sa.UniqueConstraint:
-        return sa.UniqueConstraint(*columns, name=op.f(f"uq_{table}_{'_'.join(columns)}"))
 
-    def index(table: str, *columns: str) -> None:
-        op.create_index(op.f(f"ix_{table}_{'_'.join(columns)}"), table, list(columns))
+def upgrade() -> None:
+    """Create everything."""
+    schema = Schema()
+    accounts(schema)
+    hosts_and_templates(schema)
+    sandboxes(schema)
+    seed()
 
-    create(
+
+def accounts(s: Schema) -> None:
+    """Teams, users, who belongs to which, and keys."""
+    s.create(
         "teams",
-        *(uuid("id"), string("name"), string("slug"), flag("is_byoc"), time("created_at")),
-        time("deleted_at", null=True),
-        unique("teams", "slug"),
+        *(s.uuid("id"), s.string("name"), s.string("slug"), s.flag("is_byoc"), s.time("created_at")),
+        *(s.time("deleted_at", null=True), s.unique("teams", "slug")),
     )
-    create(
+    s.create(
         "users",
-        *(uuid("id"), string("email"), string("password_hash", null=True), string("name", ""), flag("is_admin")),
-        *(time("created_at"), time("updated_at"), unique("users", "email")),
+        *(s.uuid("id"), s.string("email"), s.string("password_hash", null=True), s.string("name", "")),
+        *(s.flag("is_admin"), s.time("created_at"), s.time("updated_at"), s.unique("users", "email")),
     )
-    create(
+    s.create(
         "users_teams",
-        *(uuid("user_id", "users.id"), uuid("team_id", "teams.id"), flag("is_default"), string("role", "member")),
-        time("created_at"),
+        *(s.uuid("user_id", "users.id"), s.uuid("team_id", "teams.id"), s.flag("is_default")),
+        *(s.string("role", "member"), s.time("created_at")),
         key=("team_id", "user_id"),
     )
-    index("users_teams", "user_id")
-    create(
+    s.index("users_teams", "user_id")
+    s.create(
         "team_api_keys",
-        *(uuid("id"), uuid("team_id", "teams.id"), string("name"), string("key_hash"), string("key_prefix")),
-        *(uuid("created_by", "users.id"), time("created_at"), time("last_used", null=True)),
-        unique("team_api_keys", "key_hash"),
+        *(s.uuid("id"), s.uuid("team_id", "teams.id"), s.string("name"), s.string("key_hash")),
+        *(s.string("key_prefix"), s.uuid("created_by", "users.id"), s.time("created_at")),
+        *(s.time("last_used", null=True), s.unique("team_api_keys", "key_hash")),
     )
-    index("team_api_keys", "team_id")
-    create(
+    s.index("team_api_keys", "team_id")
+
+
+def hosts_and_templates(s: Schema) -> None:
+    """Where sandboxes run and what they are made from."""
+    s.create(
         "hosts",
-        *(uuid("id"), string("type", "regular"), uuid("team_id", "teams.id", null=True), string("provider", "")),
-        *(string("availability_zone", ""), string("arch", ""), integer("cpu_cores", 0), integer("memory_mb", 0)),
-        *(integer("disk_gb", 0), string("address", ""), string("status", "pending")),
-        *(time("last_heartbeat_at", null=True), json("metadata"), uuid("created_by", "users.id")),
-        *(time("created_at"), time("updated_at"), string("cert_fingerprint", ""), flag("mtls_enabled")),
+        *(s.uuid("id"), s.string("type", "regular"), s.uuid("team_id", "teams.id", null=True)),
+        *(s.string("provider", ""), s.string("availability_zone", ""), s.string("arch", "")),
+        *(s.integer("cpu_cores", 0), s.integer("memory_mb", 0), s.integer("disk_gb", 0), s.string("address", "")),
+        *(s.string("status", "pending"), s.time("last_heartbeat_at", null=True), s.json("metadata")),
+        *(s.uuid("created_by", "users.id"), s.time("created_at"), s.time("updated_at")),
+        *(s.string("cert_fingerprint", ""), s.flag("mtls_enabled")),
     )
-    index("hosts", "type")
-    index("hosts", "team_id")
-    index("hosts", "status")
-    create(
+    for column in ("type", "team_id", "status"):
+        s.index("hosts", column)
+    s.create(
         "templates",
-        *(uuid("id"), string("name"), string("type", "base"), integer("vcpus", 1), integer("memory_mb", 512)),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
-        *(time("created_at"), uuid("team_id"), unique("templates", "team_id", "name")),
+        *(s.uuid("id"), s.string("name"), s.string("type", "base"), s.integer("vcpus", 1)),
+        *(s.integer("memory_mb", 512), sa.Column("size_bytes", sa.BigInteger(), nullable=False, server_default="0")),
+        *(s.time("created_at"), s.uuid("team_id"), s.unique("templates", "team_id", "name")),
     )
-    index("templates", "team_id")
-    create(
+    s.index("templates", "team_id")
+
+
+def sandboxes(s: Schema) -> None:
+    """What is wanted, and what came of it."""
+    s.create(
         "sandboxes",
-        *(uuid("id"), uuid("team_id", "teams.id"), uuid("host_id"), string("template", "minimal")),
-        *(uuid("template_id"), string("status", "pending"), string("status_reason", ""), string("status_slug", "")),
-        *(integer("vcpus", 1), integer("memory_mb", 512), integer("disk_size_mb", 0), integer("timeout_sec", 300)),
-        *(string("idle_action", "pause"), time("ends_at", null=True), string("deadline_action", "kill")),
-        *(string("guest_ip", ""), string("host_ip", ""), string("access_token", "")),
-        *(json("metadata"), json("network"), json("envs"), time("created_at"), time("started_at", null=True)),
-        *(time("stopped_at", null=True), time("last_active_at", null=True), time("last_updated")),
+        *(s.uuid("id"), s.uuid("team_id", "teams.id"), s.uuid("host_id"), s.string("template", "minimal")),
+        *(s.uuid("template_id"), s.string("status", "pending"), s.string("status_reason", "")),
+        *(s.string("status_slug", ""), s.integer("vcpus", 1), s.integer("memory_mb", 512)),
+        *(s.integer("disk_size_mb", 0), s.integer("timeout_sec", 300), s.string("idle_action", "pause")),
+        *(s.time("ends_at", null=True), s.string("deadline_action", "kill"), s.string("guest_ip", "")),
+        *(s.string("host_ip", ""), s.string("access_token", ""), s.json("metadata"), s.json("network")),
+        *(s.json("envs"), s.time("created_at"), s.time("started_at", null=True), s.time("stopped_at", null=True)),
+        *(s.time("last_active_at", null=True), s.time("last_updated")),
     )
-    index("sandboxes", "status")
-    index("sandboxes", "host_id", "status")
-    index("sandboxes", "team_id", "created_at", "id")
+    s.index("sandboxes", "status")
+    s.index("sandboxes", "host_id", "status")
+    s.index("sandboxes", "team_id", "created_at", "id")
+
+
+def seed() -> None:
+    """The platform team and its template."""
     zeros = UUID(int=0)
     seeds: dict[str, dict[str, object]] = {
         "teams": {"id": zeros, "name": "Platform", "slug": "platform"},
