@@ -13,6 +13,7 @@ import pytest
 
 from tests.platform.controlplane.conftest import Plane, agent_thread, control_plane, until
 from tests.platform.controlplane.standin import Machine
+from tests.platform.controlplane.test_sockets import opened
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -124,6 +125,22 @@ def test_without_its_host_agent_it_serves_and_says_so(tmp_path: Path) -> None:
         assert "Traceback" not in plane.log()
     finally:
         stack.__exit__(None, None, None)
+
+
+def test_it_stops_although_sockets_and_transfers_are_open(tmp_path: Path) -> None:
+    with agent_thread(tmp_path / "guest") as (agent, url), control_plane(tmp_path, agent, url) as plane:
+        sandbox = plane.create()
+        (agent.root / "large").write_bytes(bytes(256 << 20))
+        with (
+            opened(plane, f"/v1/sandboxes/{sandbox}/exec/stream") as socket,
+            plane.client.stream("GET", f"/v1/sandboxes/{sandbox}/files", params={"path": "large"}) as answer,
+        ):
+            socket.send(type="start", cmd="sleep", args=["600"])
+            socket.until("start")
+            next(answer.iter_bytes(65536))
+            plane.process.send_signal(signal.SIGTERM)
+            assert plane.process.wait(30) == 0
+        assert not [line for line in plane.log().splitlines() if "Traceback" in line]
 
 
 def test_a_lost_key_file_is_made_anew(tmp_path: Path) -> None:
