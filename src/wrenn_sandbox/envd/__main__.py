@@ -64,7 +64,7 @@ def build(given: argparse.Namespace) -> Application:
     table = ProcessTable(context)
     address = given.forward_address or (GUEST_ADDRESS if is_guest else "")
     own_ports: set[int] = set()
-    ports = port_subsystem(context, address, own_ports) if address else NoPorts()
+    ports = port_subsystem(context, table, address, own_ports) if address else NoPorts()
     # mypy misses ``desc``, a class method of the generated protocol that no service needs.
     processes = ProcessASGIApplication(cast(Process, ProcessService(context, table)))
     files = FileAccess(context, FileThreads())
@@ -82,12 +82,12 @@ def build(given: argparse.Namespace) -> Application:
     )
 
 
-def port_subsystem(context: GuestContext, address: str, own_ports: set[int]) -> PortSubsystem:
+def port_subsystem(context: GuestContext, table: ProcessTable, address: str, own_ports: set[int]) -> PortSubsystem:
     """The port subsystem that forwards from ``address``."""
     tools = context.tools_dir / "bin" / "socat" if context.tools_dir is not None else None
     socat = str(tools) if tools is not None and tools.exists() else "socat"
     return PortSubsystem(
-        partial(Scanner, context.log),
+        partial(Scanner, context.log, possible=partial(context.activity.possible, table.busy)),
         partial(Forwarder, socat, address, own_ports, context.log, partial(start_socat, context)),
         context.log,
     )

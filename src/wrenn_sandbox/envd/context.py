@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wrenn_sandbox.envd.activity import Activity
+
 if TYPE_CHECKING:
     from wrenn_sandbox.envd.cgroups import Cgroups
 
@@ -33,6 +35,7 @@ class GuestContext:
     is_guest: bool = True
     tools_dir: Path | None = None
     cgroups: Cgroups | None = None
+    activity: Activity = field(default_factory=Activity)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("envd"))
 
     def all_envs(self) -> dict[str, str]:

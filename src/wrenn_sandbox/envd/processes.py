@@ -19,6 +19,7 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
 from wrenn_sandbox.envd import pty, sessions, shim
+from wrenn_sandbox.envd.activity import occupied
 from wrenn_sandbox.envd.cgroups import Cgroups, Group, protect_self
 from wrenn_sandbox.envd.context import GuestContext
 from wrenn_sandbox.envd.output import OutputLog
@@ -119,7 +120,12 @@ class ProcessTable:
             keep.pop_all()
         self._forget(pid)
         self._live[pid] = _Entry(process, program.tag, label)
+        self._context.activity.begun()
         return process
+
+    def busy(self) -> bool:
+        """A program runs: one of these processes, or what one left behind."""
+        return bool(self._live) or occupied(self._context.cgroups)
 
     def live(self) -> Iterator[tuple[Process, str | None, object]]:
         """Process, tag and label of all that run, oldest first."""

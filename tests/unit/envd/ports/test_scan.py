@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wrenn_sandbox.envd.ports.scan import FIRST_AFTER_S, PERIOD_S, Listener, Scan, Scanner, parse, read_listeners
+from wrenn_sandbox.envd.ports.scan import FIRST_AFTER_S, PERIOD_S, Listener, Scan, Scanner, Tables, parse
 
 HEAD = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 LOG = logging.getLogger("test")
@@ -59,11 +59,55 @@ def test_short_and_odd_lines_are_skipped() -> None:
 
 
 def test_tables_are_read_together_and_a_missing_one_is_empty(tmp_path: Path) -> None:
-    assert read_listeners(tmp_path) == frozenset()
+    assert read_once(tmp_path) == frozenset()
     (tmp_path / "tcp").write_bytes(HEAD + line("0100007F:1F90"))
-    assert read_listeners(tmp_path) == {Listener(8080, False, 7)}
+    assert read_once(tmp_path) == {Listener(8080, False, 7)}
     (tmp_path / "tcp6").write_bytes(HEAD + line(V6_LOOPBACK + ":1F90", inode=8))
-    assert read_listeners(tmp_path) == {Listener(8080, False, 7), Listener(8080, True, 8)}
+    assert read_once(tmp_path) == {Listener(8080, False, 7), Listener(8080, True, 8)}
+
+
+def read_once(net: Path) -> Scan:
+    tables = Tables(net)
+    try:
+        return tables.read()
+    finally:
+        tables.close()
+
+
+def test_tables_stay_open_and_are_read_from_their_beginning(tmp_path: Path) -> None:
+    (tmp_path / "tcp").write_bytes(HEAD)
+    tables = Tables(tmp_path)
+    assert tables.read() == frozenset()
+    (tmp_path / "tcp").write_bytes(HEAD + line("0100007F:1F90"))
+    assert tables.read() == tables.read() == {Listener(8080, False, 7)}
+    tables.close()
+    assert tables.read() == frozenset()
+
+
+def test_an_idle_guest_is_left_asleep() -> None:
+    async def main() -> None:
+        scans = [frozenset({Listener(1, False, 1)}), frozenset(), frozenset()]
+        waits = 0
+        worth_it = asyncio.Event()
+
+        async def possible() -> None:
+            nonlocal waits
+            waits += 1
+            await worth_it.wait()
+
+        scanner = Scanner(LOG, lambda: scans.pop(0), Clock(1000), possible)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(scanner.run())
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert (len(scans), waits) == (1, 1)  # what was seen is followed until it is gone; then it sleeps
+            worth_it.set()
+            while scans:
+                await asyncio.sleep(0)
+            task.cancel()
+        assert waits == 2
+
+    asyncio.run(main())
 
 
 class Clock:
