@@ -154,6 +154,21 @@ def test_what_nobody_used_for_a_week_goes_but_for_the_default(tmp_path: Path) ->
     assert unused(tmp_path / "absent", keep="", now_unix_s=now) == []
 
 
+def test_rubbish_goes_too(stocked: FakeWorld, run) -> None:
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            templates = Templates(kitchen(stocked), group)
+            old = (await templates.ready(Shape(2, 512), quiet)).directory
+            os.utime(old / "last-used", (0, 0))
+            (stocked.catalog.bases / ".x.old").mkdir()
+            templates._remove_unused(DEFAULT_SHAPE)
+            assert sorted(p.name for p in stocked.catalog.bases.iterdir() if p.suffix != ".lock") == []
+            await templates.ready(Shape(2, 512), quiet)
+        assert stocked.script.passed.count("machine.enter") == 2
+
+    run(work)
+
+
 def test_a_directory_that_is_no_base_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(Bug) as broken:

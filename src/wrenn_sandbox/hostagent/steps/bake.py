@@ -20,17 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import structlog
+
 from wrenn_sandbox import __version__
 from wrenn_sandbox.core.artefacts import ArtefactSet, Manifest, Platform
+from wrenn_sandbox.core.errors import Unavailable, WrennError
 from wrenn_sandbox.core.ids import BuildId
 from wrenn_sandbox.core.spec import Egress, NetworkPolicy, Shape
 from wrenn_sandbox.hostagent import journal
 from wrenn_sandbox.hostagent.capacity import Capacity
+from wrenn_sandbox.hostagent.guest import Guest
 from wrenn_sandbox.hostagent.host import GuestOpener, OverlayMaker
+from wrenn_sandbox.hostagent.tasks import side_tasks
 from wrenn_sandbox.hostagent.threads import in_thread
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.net.network import Link, Network
-from wrenn_sandbox.vmm.driver import Driver, MachineFiles, MachineSpec
+from wrenn_sandbox.vmm.driver import Driver, Machine, MachineFiles, MachineSpec
+
+log = structlog.get_logger()
 
 BOOT_LIMIT_S = 120.0
 PREPARE_LIMIT_S = 30.0
@@ -91,11 +98,26 @@ async def _cook(order: Order, kitchen: Kitchen, aside: Path) -> None:
         spec = _machine_spec(order, kitchen, aside, directory, link)
         machine = await stack.enter_async_context(kitchen.driver.boot(spec))
         reservation.pid = machine.pid
-        async with kitchen.open_guest(link.slot.host_ip, "") as guest:
-            await guest.healthy(limit_s=BOOT_LIMIT_S)
-            await guest.prepare_snapshot(limit_s=PREPARE_LIMIT_S)
+        async with side_tasks() as beside, kitchen.open_guest(link.slot.host_ip, "") as guest:
+            watcher = beside.create_task(_fail_at_end(machine))
+            await _until_quiet(guest, machine)
+            watcher.cancel()
         await machine.pause()
         await machine.snapshot(aside / "state")
+
+
+async def _until_quiet(guest: Guest, machine: Machine) -> None:
+    try:
+        await guest.healthy(limit_s=BOOT_LIMIT_S)
+        await guest.prepare_snapshot(limit_s=PREPARE_LIMIT_S)
+    except WrennError as error:
+        log.error("guest not ready for its snapshot", slug=error.slug, console=getattr(machine, "console", "")[-2000:])
+        raise
+
+
+async def _fail_at_end(machine: Machine) -> None:
+    ended = await machine.wait()
+    raise Unavailable(f"The template's virtual machine ended: {ended.reason}", slug="vmm_died")
 
 
 def _machine_spec(order: Order, kitchen: Kitchen, aside: Path, directory: Path, link: Link) -> MachineSpec:

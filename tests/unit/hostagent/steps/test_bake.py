@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.hostagent.world import ARTEFACTS, PLATFORM, Boom, FakeWorld
 from wrenn_sandbox.core.artefacts import Manifest
+from wrenn_sandbox.core.errors import Unavailable
 from wrenn_sandbox.core.spec import DEFAULT_SHAPE
 from wrenn_sandbox.hostagent.steps.bake import Kitchen, Order, bake
 
@@ -80,6 +81,24 @@ def test_a_cancel_at_any_step_leaves_nothing(world: FakeWorld, run, point: str) 
             task.cancel()
         assert visible(world) == []
         world.assert_nothing_left()
+
+    run(work)
+
+
+def test_a_machine_that_dies_ends_the_bake_at_once(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        world.script.hang_at = "guest.healthy"
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(failure())
+            await world.script.reached.wait()
+            world.machines[0].die()
+        assert task.result() == "vmm_died" and visible(world) == []
+        world.assert_nothing_left()
+
+    async def failure() -> str:
+        with pytest.raises(Unavailable) as failed:
+            await bake(ORDER, kitchen(world))
+        return failed.value.slug
 
     run(work)
 
