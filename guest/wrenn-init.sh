@@ -96,7 +96,7 @@ clock() {
     if [ -e /dev/ptp0 ]; then
         source="refclock PHC /dev/ptp0 poll 0 dpoll -2 offset 0"
     else
-        source="server $GATEWAY_IP iburst minpoll -2 maxpoll 1"
+        source="server $GATEWAY_IP iburst minpoll -2 maxpoll 2"
     fi
     cat >/run/wrenn/chrony.conf <<EOF
 $source
