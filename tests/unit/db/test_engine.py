@@ -51,6 +51,7 @@ def test_what_fails_is_rolled_back(tmp_path: Path) -> None:
     run_with(f"sqlite:///{tmp_path / 'x.db'}", work)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # aiosqlite's, after the loop's end
 def test_a_database_that_fails_is_unavailable_not_a_bug(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     path.mkdir()  # SQLite cannot open a folder
