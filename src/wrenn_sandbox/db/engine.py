@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ async def open_database(url: str) -> AsyncIterator[Database]:
     target = _with_driver(url)
     if target.get_backend_name() == "sqlite":
         _check_folder(target)
+        _close_to_others(target)
         engine = create_async_engine(target, pool_size=8, max_overflow=8, pool_timeout=WAIT_S)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -96,6 +98,22 @@ def _check_folder(target: URL) -> None:
     folder = Path(target.database or "").parent
     if not folder.is_dir():
         raise Invalid(f"There is no folder {folder} to keep the database in: make it first.", slug="invalid_option")
+
+
+def _close_to_others(target: URL) -> None:
+    """Make the file, or its mode, right before SQLite does: it holds the access tokens and environments of sandboxes.
+
+    SQLite gives its -wal and -shm files the mode of the database (sqlite.org/wal.html).
+    """
+    path = Path(target.database or "")
+    if target.database in (None, "", ":memory:") or str(target.database).startswith("file:") or path.is_dir():
+        return
+    with suppress(OSError):  # what cannot be opened is SQLite's to report
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

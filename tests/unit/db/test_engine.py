@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,27 @@ def test_sqlite_is_set_up_for_many_readers_and_strict_keys(tmp_path: Path, prefi
                 assert (await connection.execute(text(f"PRAGMA {name}"))).scalar_one() == value
 
     run_with(f"{prefix}{tmp_path / 'x.db'}", look)
+
+
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_nobody_else_can_read_what_is_kept(tmp_path: Path, before: int | None) -> None:
+    path = tmp_path / "x.db"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    modes = {}
+
+    async def work(database) -> None:
+        async with database.write() as connection:
+            await connection.execute(text("CREATE TABLE t (n INTEGER)"))
+        modes.update({found.name: oct(found.stat().st_mode & 0o777) for found in tmp_path.iterdir()})
+
+    umask = os.umask(0)
+    try:
+        run_with(f"sqlite:///{path}", work)
+    finally:
+        os.umask(umask)
+    assert modes == {"x.db": "0o600", "x.db-wal": "0o600", "x.db-shm": "0o600"}
 
 
 def test_what_fails_is_rolled_back(tmp_path: Path) -> None:
