@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wrenn_sandbox.core.errors import Bug
@@ -24,7 +24,10 @@ _LOG_LIMIT_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process of the platform. ``stop_limit_s`` bounds its clean-up after SIGTERM, before SIGKILL."""
+    """One process of the platform. ``stop_limit_s`` bounds its clean-up after SIGTERM, before SIGKILL.
+
+    What is secret goes into ``environment``: arguments can be read by every user of the machine (proc_pid_cmdline(5)).
+    """
 
     name: str
     module: str
@@ -32,6 +35,7 @@ class Child:
     ready_file: Path
     log_file: Path
     stop_limit_s: float
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @asynccontextmanager
@@ -76,10 +80,10 @@ def ready_info(child: Child) -> dict[str, object]:
 
 
 async def _spawn(child: Child) -> Process:
-    child.log_file.parent.mkdir(parents=True, exist_ok=True)
+    child.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if child.log_file.exists() and child.log_file.stat().st_size > _LOG_LIMIT_BYTES:
         child.log_file.replace(child.log_file.with_suffix(".log.1"))
-    with child.log_file.open("ab") as log:
+    with os.fdopen(os.open(child.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -88,6 +92,7 @@ async def _spawn(child: Child) -> Process:
             stdin=DEVNULL,
             stdout=log,
             stderr=log,
+            env={**os.environ, **child.environment},
             start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle
         )
 

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +50,7 @@ class Options:
     driver: str
     domain: str
     tag: str
-    database_url: str
+    database_url: str = field(repr=False)
     ready_file: Path | None
     hello: bool
 
@@ -148,13 +148,14 @@ def _control_plane(options: Options, agent_url: str) -> Child:
         name="control plane",
         module="wrenn_sandbox.controlplane",
         arguments=(
-            *("--database-url", options.database_url, "--listen", options.listen, "--agent-url", agent_url),
+            *("--listen", options.listen, "--agent-url", agent_url),
             *("--agent-token-file", str(_token_file(options.data_dir)), "--ready-file", str(run / "plane.json")),
             *("--bootstrap-key-file", str(options.data_dir / "api.key"), "--domain", options.domain),
         ),
         ready_file=run / "plane.json",
         log_file=options.data_dir / "logs" / "controlplane.log",
         stop_limit_s=20,
+        environment={"WRENN_DATABASE_URL": options.database_url},  # it may hold a password
     )
 
 
@@ -191,8 +192,8 @@ def _announce(options: Options, credentials: Credentials, driver: str) -> None:
     }
     if options.ready_file:
         temporary = options.ready_file.with_name(options.ready_file.name + ".new")
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(description, indent=2) + "\n")
+        temporary.unlink(missing_ok=True)
+        _write_secret(temporary, json.dumps(description, indent=2))
         temporary.replace(options.ready_file)
     _say(f"serving at {credentials.url} (docs: {credentials.url}/docs), key in {options.data_dir / 'api.key'}")
     _say("try: wrenn sandbox create; stop with Ctrl-C")
@@ -202,7 +203,7 @@ def _announce(options: Options, credentials: Credentials, driver: str) -> None:
 def _sole_user_of(data_dir: Path) -> Iterator[None]:
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
     (data_dir / "run").mkdir(exist_ok=True, mode=0o700)
-    with (data_dir / "up.lock").open("w") as lock:
+    with os.fdopen(os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -231,6 +232,7 @@ def _fixed_port(data_dir: Path) -> int:
 
 
 def _write_secret(path: Path, content: str) -> None:
+    """Write a new file that its owner alone can read."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(content + "\n")
