@@ -80,13 +80,16 @@ class NetworkPolicy:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """Everything a host needs to know to make a sandbox. ``access_token`` guards envd and never appears in a repr."""
+    """Everything a host needs to know to make a sandbox. ``access_token`` guards envd.
+
+    Neither it nor the environment, where people keep their own secrets, appears in a repr.
+    """
 
     template: str
     shape: Shape
     lifetime: Lifetime = Lifetime()
     network: NetworkPolicy = NetworkPolicy()
-    envs: dict[str, str] = field(default_factory=dict)
+    envs: dict[str, str] = field(default_factory=dict, repr=False)
     default_user: str = ""
     default_workdir: str = ""
     access_token: str = field(default="", repr=False)

@@ -12,7 +12,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -55,11 +55,11 @@ class Identity:
 
     sandbox_id: str
     template_id: str
-    access_token: str
+    access_token: str = field(repr=False)
     machine_id: str  # 32 hex digits
-    entropy: bytes  # at least 32 bytes of the host's random numbers
+    entropy: bytes = field(repr=False)  # at least 32 bytes of the host's random numbers
     timestamp_unix_s: float
-    envs: Mapping[str, str]
+    envs: Mapping[str, str] = field(repr=False)
     default_user: str
     default_workdir: str
 

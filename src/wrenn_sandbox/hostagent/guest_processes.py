@@ -33,7 +33,7 @@ class Command:
 
     cmd: str
     args: Sequence[str] = ()
-    envs: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     cwd: str = ""
     user: str = ""
     tag: str = ""

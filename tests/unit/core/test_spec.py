@@ -37,8 +37,8 @@ def test_a_small_host_offers_less() -> None:
         round_up(1, 600, max_memory_mib=512)
 
 
-def test_the_token_is_in_no_repr() -> None:
-    assert "secret" not in repr(SandboxSpec("base", Shape(1, 512), access_token="secret"))
+def test_no_secret_is_in_a_repr() -> None:
+    assert "secret" not in repr(SandboxSpec("base", Shape(1, 512), access_token="secret", envs={"KEY": "secret"}))
 
 
 def test_shape_forms() -> None:

@@ -223,3 +223,8 @@ def test_an_error_of_the_contents_source_is_not_the_guests_fault(run) -> None:
         assert failed.value.slug == "invalid_stream"
 
     run(work)
+
+
+def test_no_secret_is_in_a_repr() -> None:
+    shown = repr(Identity("sb-1", "tpl", "hidden", "a" * 32, b"hidden" * 8, 1.5, {"KEY": "hidden"}, "", ""))
+    assert "sb-1" in shown and "hidden" not in shown

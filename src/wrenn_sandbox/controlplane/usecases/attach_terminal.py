@@ -30,7 +30,7 @@ class Shell:
 
     cmd: str = "/bin/bash"
     args: tuple[str, ...] = ()
-    envs: dict[str, str] = field(default_factory=dict)
+    envs: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str = ""
     user: str = ""
     size: Size = Size()

@@ -38,7 +38,7 @@ class Wish:
     lifetime: Lifetime = field(default_factory=Lifetime)
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
     metadata: dict[str, str] = field(default_factory=dict)
-    envs: dict[str, str] = field(default_factory=dict)
+    envs: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class Command:
 
     cmd: str
     args: tuple[str, ...] = ()
-    envs: dict[str, str] = field(default_factory=dict)
+    envs: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str = ""
     user: str = ""
     stdin: bytes = b""
