@@ -24,7 +24,7 @@ from wrenn_sandbox.controlplane.reconciler import Reconciler
 from wrenn_sandbox.controlplane.settings import Settings
 from wrenn_sandbox.controlplane.settling import settling
 from wrenn_sandbox.controlplane.usecases.set_up import set_up
-from wrenn_sandbox.core.errors import WrennError
+from wrenn_sandbox.core.errors import Unavailable, WrennError
 from wrenn_sandbox.db.engine import open_database
 from wrenn_sandbox.observe.logs import configure
 from wrenn_sandbox.rpc.relay import relay_session
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except WrennError as error:
-        print(f"wrenn_sandbox.controlplane: {error.message}", file=sys.stderr)  # noqa: T201
+        print(f"controlplane: {error.message} [{error.slug}]", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
@@ -116,8 +116,11 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # asyncio turns Nagle off only on sockets that name their protocol, and a delayed answer costs 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        try:
+            listener.bind((host, port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise Unavailable(f"Cannot listen on {host}:{port}: {error.strerror}.", slug="address_in_use") from error
         yield listener
 
 

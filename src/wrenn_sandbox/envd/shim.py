@@ -46,7 +46,8 @@ def shim_path(context: GuestContext) -> Path:
     found = os.environ.get(SHIM_VARIABLE)
     if not found:
         raise ConnectError(
-            Code.INTERNAL, f"There is no exec-shim: mount the tools disk, or name the compiled shim in {SHIM_VARIABLE}."
+            Code.UNAVAILABLE,
+            f"There is no exec-shim: mount the tools disk, or name the compiled shim in {SHIM_VARIABLE}.",
         )
     return Path(found)
 

@@ -23,7 +23,8 @@ def main() -> int:
     except (BaseExceptionGroup, WrennError, ValueError, asyncio.CancelledError) as error:
         cause = first_cause(error)
         if isinstance(cause, WrennError | ValueError):
-            sys.stderr.write(f"hostagent: {cause}\n")
+            slug = cause.slug if isinstance(cause, WrennError) else "invalid_option"
+            sys.stderr.write(f"hostagent: {cause} [{slug}]\n")
             return 1
         if isinstance(cause, asyncio.CancelledError):
             return 1

@@ -37,9 +37,11 @@ async def open_platform(settings: Settings) -> AsyncIterator[Platform]:
     if settings.driver is DriverChoice.FAKE:
         from wrenn_sandbox.net.loopback import LoopbackNetwork
         from wrenn_sandbox.vmm.fake import FakeDriver
+        from wrenn_sandbox.vmm.shim import found_shim
 
+        shim = await found_shim(settings.data_dir / "fake")
         async with LoopbackNetwork(settings.tag) as loopback:
-            yield Platform(FakeDriver(), loopback)
+            yield Platform(FakeDriver(shim=shim), loopback)
         return
     from wrenn_sandbox.net.pool import NamespacePool, PoolOptions
 

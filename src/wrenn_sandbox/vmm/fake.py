@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -25,11 +25,10 @@ from wrenn_sandbox.vmm import keeper, record
 from wrenn_sandbox.vmm.driver import Capabilities, Exit, MachineSpec
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
 from wrenn_sandbox.vmm.process import Process, become_subreaper, identify, start, watch
+from wrenn_sandbox.vmm.shim import SHIM_VARIABLE
 
 ANSWER_LIMIT_S = 30.0
 _PROBE_EVERY_S = 0.01
-#: What envd gets of our environment: where programs are, and where the shim that starts them is.
-_PASSED_ON = ("PATH", "WRENN_EXEC_SHIM")
 
 
 def envd_command(spec: MachineSpec) -> tuple[str, ...]:
@@ -86,10 +85,13 @@ class FakeMachine:
 
 
 class FakeDriver:
-    """Machines that are processes; ``command`` says what plays the guest."""
+    """Machines that are processes; ``command`` says what plays the guest, ``shim`` starts the programs in it."""
 
-    def __init__(self, command: Callable[[MachineSpec], Sequence[str]] = envd_command) -> None:
+    def __init__(
+        self, command: Callable[[MachineSpec], Sequence[str]] = envd_command, *, shim: Path | None = None
+    ) -> None:
         self._command = command
+        self._env = {"PATH": os.environ.get("PATH", os.defpath)} | ({SHIM_VARIABLE: str(shim)} if shim else {})
 
     @property
     def capabilities(self) -> Capabilities:
@@ -143,16 +145,17 @@ class FakeDriver:
         async with AsyncExitStack() as stack:
             stack.enter_context(record.kept(spec.run_dir))
             console = stack.enter_context(new_log("console"))
-            process, pid = await _kept(self._command(spec), console, stack)
+            process, pid = await _kept(self._command(spec), self._env, console, stack)
             record.write(spec.run_dir, identify(pid))
             machine = FakeMachine(process, pid, console)
             await _answering(machine, process, spec)
             yield machine
 
 
-async def _kept(command: Sequence[str], console: Log, stack: AsyncExitStack) -> tuple[Process, int]:
+async def _kept(
+    command: Sequence[str], env: Mapping[str, str], console: Log, stack: AsyncExitStack
+) -> tuple[Process, int]:
     """Start ``command`` under a keeper on ``stack``; the keeper and the pid of the command."""
-    env = {"PATH": os.defpath} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

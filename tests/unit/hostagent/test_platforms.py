@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from wrenn_sandbox.hostagent.platforms import open_guest, open_platform
 from wrenn_sandbox.hostagent.settings import parse
 
 
-def test_the_fake_needs_nothing() -> None:
+def test_the_fake_needs_nothing_but_a_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRENN_EXEC_SHIM", "/bin/true")
+
     async def work() -> None:
         async with open_platform(parse(["--token-file", "/t", "--driver", "fake"])) as platform:
             assert platform.driver.capabilities.driver == "fake"
