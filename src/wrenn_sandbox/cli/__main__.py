@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -30,12 +32,24 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; an error the user can act on is one line and exit code 1."""
+    """Run the command line; an error the user can act on is one line and exit code 1, a wrong usage 2, Ctrl-C 130."""
     try:
-        app()
-    except WrennError as error:
-        print(f"wrenn: {error.message} [{error.slug}]", file=sys.stderr)
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone can still be told apart
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except WrennError as error:
+        _fail(f"{error.message} [{error.slug}]")
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+
+
+def _fail(text: str) -> NoReturn:
+    print(f"wrenn: {text}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

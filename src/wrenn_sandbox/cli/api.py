@@ -15,6 +15,7 @@ from wrenn_sandbox.core.errors import (
     HTTP_STATUS,
     Bug,
     Invalid,
+    Timeout,
     Unauthenticated,
     Unavailable,
     WrennError,
@@ -89,8 +90,8 @@ class Api:
                 yield socket
         except aiohttp.WSServerHandshakeError as error:
             raise _error_class(error.status)(f"The API refused the terminal: {error.message}.") from error
-        except aiohttp.ClientError as error:
-            raise _unreachable(self._url) from error
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise _no_answer(self._url, error) from error
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, **options: object) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -99,8 +100,8 @@ class Api:
                 if response.status >= 400:
                     raise await _error_of(response)
                 yield response
-        except aiohttp.ClientConnectionError as error:
-            raise _unreachable(self._url) from error
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise _no_answer(self._url, error) from error
 
 
 @asynccontextmanager
@@ -123,5 +124,13 @@ def _error_class(status: int) -> type[WrennError]:
     return _CLASS_OF_STATUS.get(status, Invalid if status < 500 else Bug)
 
 
-def _unreachable(url: str) -> WrennError:
-    return Unavailable(f"Nothing answers at {url}: is `wrenn up` running?", slug="api_unreachable")
+def _no_answer(url: str, error: Exception) -> WrennError:
+    match error:
+        case aiohttp.ClientConnectorError():
+            return Unavailable(f"Nothing answers at {url}: is `wrenn up` running?", slug="api_unreachable")
+        case TimeoutError():
+            return Timeout(f"{url} has not answered in time.")
+        case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
+            return Unavailable(f"The connection to {url} ended before the answer did.", slug="connection_lost")
+        case _:
+            return Invalid(f"{url} is not the address of a Wrenn API, or its key is malformed.", slug="invalid_address")

@@ -140,6 +140,12 @@ async def _list_all(api: Api) -> list[Json]:
 
 
 async def _download(api: Api, path: str, local: Path) -> None:
+    if local.exists() and not local.is_file():  # a device or a pipe is written to, not replaced
+        with local.open("wb") as file:
+            async for chunk in api.download(path):
+                file.write(chunk)
+        return
+    local = local.resolve()
     temporary = local.with_name(local.name + ".part")
     try:
         with temporary.open("wb") as file:

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 import aiohttp
 
 from wrenn_sandbox.cli.api import Api
-from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.errors import Invalid, Unavailable, first_cause
 
+_END_OF_INPUT = base64.b64encode(b"\x04").decode()  # Ctrl-D
 _INPUT_LIMIT = 64  # pending reads of the keyboard; past it reading waits
 
 
@@ -27,8 +28,11 @@ async def attach(api: Api, path: str) -> int:
     async with api.websocket(path) as socket:
         columns, rows = shutil.get_terminal_size()
         await socket.send_json({"type": "start", "cols": columns, "rows": rows, "envs": {"TERM": _term()}})
-        with _raw_mode():
-            return await _pump(socket)
+        try:
+            with _raw_mode():
+                return await _pump(socket)
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from group
 
 
 async def _pump(socket: aiohttp.ClientWebSocketResponse) -> int:
@@ -74,13 +78,19 @@ def _keyboard(outgoing: asyncio.Queue[dict[str, object] | None]) -> Iterator[Non
             outgoing.put_nowait({"type": "input", "data": base64.b64encode(data).decode()})
         else:
             loop.remove_reader(stdin)
+            outgoing.put_nowait({"type": "input", "data": _END_OF_INPUT})
 
     def resize() -> None:
         columns, rows = shutil.get_terminal_size()
         if not outgoing.full():
             outgoing.put_nowait({"type": "resize", "cols": columns, "rows": rows})
 
-    loop.add_reader(stdin, read)
+    try:
+        loop.add_reader(stdin, read)
+    except PermissionError as error:  # epoll_ctl(2): a file is never waited for
+        raise Invalid(
+            "A shell reads from a terminal or a pipe, not from a file: use `wrenn sandbox exec`.", slug="not_a_terminal"
+        ) from error
     loop.add_signal_handler(signal.SIGWINCH, resize)
     try:
         yield

@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -29,8 +28,8 @@ from typing import Annotated
 
 import typer
 
-from wrenn_sandbox.cli.api import Api, Credentials, connect
-from wrenn_sandbox.cli.children import Child, keep_running, ready_info, running
+from wrenn_sandbox.cli.api import DEFAULT_URL, Api, Credentials, connect
+from wrenn_sandbox.cli.children import Child, kept
 from wrenn_sandbox.cli.hello import say_hello
 from wrenn_sandbox.cli.image import DEFAULT_IMAGES_DIR
 from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, Unavailable, WrennError
@@ -72,7 +71,10 @@ def up(
         data_dir.absolute(), images_dir.absolute(), listen, driver, domain, tag, database_url, ready_file, hello
     )
     if driver != "fake" and os.geteuid() != 0:
-        raise Denied("`wrenn up` makes network namespaces and jails: run it as root (sudo), or try --driver fake.")
+        raise Denied(
+            "`wrenn up` makes network namespaces and jails: run it as root (sudo), or try --driver fake with a "
+            "--data-dir of your own."
+        )
     if ":" not in listen:
         raise Invalid("--listen takes HOST:PORT.", slug="invalid_option")
     with _sole_user_of(options.data_dir):
@@ -107,52 +109,45 @@ async def _either(stop: asyncio.Event, serving: asyncio.Task[None], tasks: async
 
 
 async def _platform(options: Options, started: float) -> None:
-    agent = _host_agent(options)
     async with AsyncExitStack() as stack:
-        agent_process = await stack.enter_async_context(running(agent))
-        agent_info = ready_info(agent)
-        plane = _control_plane(options, str(agent_info["url"]))
-        plane_process = await stack.enter_async_context(running(plane))
-        credentials = Credentials(str(ready_info(plane)["url"]), _read_key(options.data_dir))
-        _say(f"{agent_info['driver']} host agent and control plane up after {time.monotonic() - started:.1f} s")
+        agent = await stack.enter_async_context(kept(_host_agent(options), _say))
+        plane = await stack.enter_async_context(kept(_control_plane(options, str(agent["url"])), _say))
+        credentials = Credentials(str(plane["url"]), _read_key(options.data_dir))
+        _say(f"{agent['driver']} host agent and control plane up after {time.monotonic() - started:.1f} s")
         async with connect(credentials) as api:
             await _template_ready(api)
             if options.hello:
                 await say_hello(api)
-        _announce(options, credentials, str(agent_info["driver"]))
-        async with asyncio.TaskGroup() as watchers:
-            watchers.create_task(keep_running(agent, agent_process, _say))
-            watchers.create_task(keep_running(plane, plane_process, _say))
+        _announce(options, credentials, str(agent["driver"]))
+        await asyncio.Event().wait()  # until cancelled, or until a child is given up
 
 
 def _host_agent(options: Options) -> Child:
-    run = options.data_dir / "run"
     return Child(
         name="host agent",
         module="wrenn_sandbox.hostagent",
+        listen="127.0.0.1:0",
         arguments=(
             *("--data-dir", str(options.data_dir), "--images-dir", str(options.images_dir)),
-            *("--listen", f"127.0.0.1:{_fixed_port(options.data_dir)}", "--driver", options.driver),
-            *("--token-file", str(_token_file(options.data_dir)), "--tag", options.tag),
-            *("--ready-file", str(run / "agent.json")),
+            *("--driver", options.driver, "--token-file", str(_token_file(options.data_dir)), "--tag", options.tag),
         ),
-        ready_file=run / "agent.json",
+        ready_file=options.data_dir / "run" / "agent.json",
         log_file=options.data_dir / "logs" / "hostagent.log",
         stop_limit_s=70,
     )
 
 
 def _control_plane(options: Options, agent_url: str) -> Child:
-    run = options.data_dir / "run"
     return Child(
         name="control plane",
         module="wrenn_sandbox.controlplane",
+        listen=options.listen,
         arguments=(
-            *("--listen", options.listen, "--agent-url", agent_url),
-            *("--agent-token-file", str(_token_file(options.data_dir)), "--ready-file", str(run / "plane.json")),
-            *("--bootstrap-key-file", str(options.data_dir / "api.key"), "--domain", options.domain),
+            *("--agent-url", agent_url, "--domain", options.domain),
+            *("--agent-token-file", str(_token_file(options.data_dir))),
+            *("--bootstrap-key-file", str(options.data_dir / "api.key")),
         ),
-        ready_file=run / "plane.json",
+        ready_file=options.data_dir / "run" / "plane.json",
         log_file=options.data_dir / "logs" / "controlplane.log",
         stop_limit_s=20,
         environment={"WRENN_DATABASE_URL": options.database_url},  # it may hold a password
@@ -196,6 +191,8 @@ def _announce(options: Options, credentials: Credentials, driver: str) -> None:
         _write_secret(temporary, json.dumps(description, indent=2))
         temporary.replace(options.ready_file)
     _say(f"serving at {credentials.url} (docs: {credentials.url}/docs), key in {options.data_dir / 'api.key'}")
+    if options.data_dir != DEFAULT_DATA_DIR or credentials.url != DEFAULT_URL:
+        _say(f"export WRENN_BASE_URL={credentials.url} WRENN_API_KEY=$(cat {options.data_dir / 'api.key'})")
     _say("try: wrenn sandbox create; stop with Ctrl-C")
 
 
@@ -219,18 +216,6 @@ def _token_file(data_dir: Path) -> Path:
     return path
 
 
-def _fixed_port(data_dir: Path) -> int:
-    """The agent's port of this data directory, so that a restarted agent answers where the control plane asks."""
-    path = data_dir / "run" / "agent.port"
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    path.write_text(str(port))
-    return port
-
-
 def _write_secret(path: Path, content: str) -> None:
     """Write a new file that its owner alone can read."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -251,4 +236,5 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _say(text: str) -> None:
-    print(f"wrenn: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever read this has gone: no reason to end
+        print(f"wrenn: {text}", file=sys.stderr, flush=True)

@@ -57,7 +57,7 @@ def test_the_ready_file_is_its_owners_alone_whatever_lay_there(tmp_path: Path) -
     assert not (tmp_path / "ready.json.new").exists()
 
 
-def test_secrets_and_port_are_kept(tmp_path: Path) -> None:
+def test_secrets_are_kept(tmp_path: Path) -> None:
     options = _options(tmp_path)
     assert up._host_agent(options) == up._host_agent(options)
 
