@@ -27,6 +27,7 @@ from wrenn_sandbox.controlplane.usecases.set_up import set_up
 from wrenn_sandbox.core.errors import Unavailable, WrennError
 from wrenn_sandbox.db.engine import open_database
 from wrenn_sandbox.observe.logs import configure
+from wrenn_sandbox.rpc.head import BoundedHttp
 from wrenn_sandbox.rpc.relay import relay_session
 
 #: Requests under way may take this long to end after SIGTERM.
@@ -92,7 +93,7 @@ class _Server(uvicorn.Server):
 def _config(app: Front) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttp,
         ws="websockets-sansio",
         lifespan="off",
         log_config=None,

@@ -40,6 +40,7 @@ from wrenn_sandbox.hostagent.settings import Settings
 from wrenn_sandbox.hostagent.steps.bake import Kitchen
 from wrenn_sandbox.hostagent.templates import Templates
 from wrenn_sandbox.image.catalog import Catalog
+from wrenn_sandbox.rpc.head import BoundedHttp
 from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES
 
 log = structlog.get_logger()
@@ -128,7 +129,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedHttp,
                 ws="websockets-sansio",
                 ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
                 lifespan="off",
