@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from wrenn_sandbox.core.errors import Invalid
-from wrenn_sandbox.core.ids import BASE_TEMPLATE_ID, SandboxId
+from wrenn_sandbox.core.ids import BASE_TEMPLATE_ID, SandboxId, TemplateId
 from wrenn_sandbox.core.spec import (
     DEFAULT_SHAPE,
     Egress,
@@ -30,6 +30,8 @@ _TEMPLATE_ALIASES = frozenset({"", TEMPLATE_NAME, "minimal", str(BASE_TEMPLATE_I
 _MAX_STRING_BYTES = 128 * 1024 - 1
 _MAX_PATH_BYTES = 4096  # PATH_MAX of limits.h
 _USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,10}")
+#: It travels as a header. The control plane's has 64 characters.
+_ACCESS_TOKEN = re.compile(r"[!-~]{16,512}")
 _MAX_TERMINAL = 10_000
 _MAX_TAG = 256
 
@@ -59,8 +61,11 @@ def create_request(message: pb.CreateSandboxRequest, limits: Capabilities) -> Re
         max_vcpus=limits.max_vcpus,
         max_memory_mib=limits.max_memory_mib,
     )
-    if not message.access_token:
-        raise Invalid("access_token must not be empty: it guards the guest.", slug="invalid_access_token")
+    if not _ACCESS_TOKEN.fullmatch(message.access_token):
+        raise Invalid(
+            "access_token must have 16 to 512 printable ASCII characters: it guards the guest.",
+            slug="invalid_access_token",
+        )
     spec = SandboxSpec(
         template=TEMPLATE_NAME,
         shape=shape,
@@ -71,7 +76,14 @@ def create_request(message: pb.CreateSandboxRequest, limits: Capabilities) -> Re
         default_workdir=path(message.default_workdir) if message.default_workdir else "",
         access_token=message.access_token,
     )
-    return Request(SandboxId.parse(message.sandbox_id), spec, message.template_id or str(BASE_TEMPLATE_ID.value))
+    return Request(SandboxId.parse(message.sandbox_id), spec, template_id(message.template_id))
+
+
+def template_id(text: str) -> str:
+    """A template's plain UUID; empty stands for the base template's."""
+    if not text:
+        return str(BASE_TEMPLATE_ID.value)
+    return str(TemplateId.parse(f"{TemplateId.prefix}-{text}").value)
 
 
 def lifetime(message: pb.Lifetime) -> Lifetime:

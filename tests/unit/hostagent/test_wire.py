@@ -14,7 +14,7 @@ from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 
 def create(**fields: object) -> pb.CreateSandboxRequest:
-    message = pb.CreateSandboxRequest(sandbox_id=f"sb-{uuid4()}", access_token="t", vcpus=1, memory_mb=512)
+    message = pb.CreateSandboxRequest(sandbox_id=f"sb-{uuid4()}", access_token="t" * 32, vcpus=1, memory_mb=512)
     for name, value in fields.items():
         setattr(message, name, value)
     return message
@@ -48,6 +48,11 @@ def test_names_of_the_base_template(name: str) -> None:
         ("sandbox_id", "sb-nope", "invalid_id"),
         ("sandbox_id", "../../etc", "invalid_id"),
         ("access_token", "", "invalid_access_token"),
+        ("access_token", "short", "invalid_access_token"),
+        ("access_token", "t" * 32 + "\r\nx-other: 1", "invalid_access_token"),
+        ("access_token", "t" * 1000, "invalid_access_token"),
+        ("template_id", "../../etc/passwd", "invalid_id"),
+        ("template_id", "tpl-1", "invalid_id"),
         ("default_env", {"A=B": "1"}, "invalid_env"),
         ("default_env", {"A": "nul\0"}, "invalid_env"),
         ("default_env", {"": "1"}, "invalid_env"),
@@ -61,6 +66,12 @@ def test_names_of_the_base_template(name: str) -> None:
 )
 def test_bad_creates_are_refused_with_a_slug_and_a_sentence(field: str, value: object, slug: str) -> None:
     assert slug_of(lambda: wire.create_request(create(**{field: value}), CAPABILITIES)) == slug
+
+
+def test_a_template_is_named_by_its_plain_uuid() -> None:
+    given = "11111111-2222-4333-8444-555555555555"
+    assert wire.create_request(create(template_id=given), CAPABILITIES).template_id == given
+    assert wire.create_request(create(), CAPABILITIES).template_id == "00000000-0000-0000-0000-000000000000"
 
 
 def test_lifetime_and_network_pass() -> None:

@@ -26,7 +26,7 @@ def calls(world: FakeWorld, group: asyncio.TaskGroup) -> tuple[LifecycleCalls, R
 
 
 def create(**fields: object) -> pb.CreateSandboxRequest:
-    wanted = {"sandbox_id": f"sb-{uuid4()}", "access_token": "t", "vcpus": 3, "memory_mb": 300} | fields
+    wanted = {"sandbox_id": f"sb-{uuid4()}", "access_token": "t" * 32, "vcpus": 3, "memory_mb": 300} | fields
     return pb.CreateSandboxRequest(**wanted)
 
 
