@@ -16,7 +16,7 @@ import structlog
 
 from wrenn_sandbox.controlplane.platform import Platform
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import find_anyones
-from wrenn_sandbox.controlplane.usecases.issue_keys import key_hash
+from wrenn_sandbox.controlplane.usecases.issue_keys import holds_key
 from wrenn_sandbox.core.errors import Invalid, Unavailable, WrennError
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.core.lifecycle import State
@@ -27,6 +27,7 @@ from wrenn_sandbox.rpc.relay import (
     Scope,
     Send,
     UpgradeRefused,
+    as_target,
     refuse,
     relay_http,
     relay_websocket,
@@ -115,16 +116,15 @@ class Proxy:
             raise Refusal(502, "The sandbox was not found", shown)
 
     async def _relay(self, sandbox: SandboxId, port: int, scope: Scope, receive: Receive, send: Send) -> None:
-        raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
-        query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
-        url = f"{self._platform.agent.url}/proxy/{sandbox}/{port}{raw_path}{query}"
+        asked = as_target(scope.get("raw_path") or scope["path"].encode(), scope["query_string"])
+        url = f"{self._platform.agent.url}/proxy/{sandbox}/{port}{asked}"
         drop = {"authorization", FORWARDED_AUTHORIZATION}
         extra = [("Authorization", self._platform.agent.bearer)]
         for name, value in scope["headers"]:
             text = value.decode("latin-1")
             if name.lower() == b"authorization":
                 extra.append((FORWARDED_AUTHORIZATION, text))
-            if name.lower() == b"x-api-key" and key_hash(text) is not None:
+            if name.lower() == b"x-api-key" and holds_key(text):
                 drop.add("x-api-key")  # a team's key is nothing that untrusted code should see
         relay = relay_http if scope["type"] == "http" else relay_websocket
         await relay(scope, receive, send, self._session, url, headers_drop=drop, extra_headers=extra)

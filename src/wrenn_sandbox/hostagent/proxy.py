@@ -38,9 +38,8 @@ class Proxy:
     async def _relay(self, scope: relay.Scope, receive: relay.Receive, send: relay.Send) -> None:
         sandbox_id, port, path = target(scope["raw_path"])
         sandbox = self._registry.get(sandbox_id)
-        query = b"?" + scope["query_string"] if scope["query_string"] else b""
         async with sandbox.use() as parts:
-            url = f"http://{parts.link.slot.host_ip}:{port}{(path + query).decode('ascii')}"
+            url = f"http://{parts.link.slot.host_ip}:{port}{relay.as_target(path, scope['query_string'])}"
             hop = relay.relay_http if scope["type"] == "http" else relay.relay_websocket
             await hop(
                 scope,

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 from multidict import CIMultiDict
@@ -59,6 +60,10 @@ _WEBSOCKET_HANDSHAKE = frozenset(
     }
 )
 _ABNORMAL_CLOSURE = 1011
+#: Every printable ASCII character: what is encoded stays as it is, and so does what a client should have encoded.
+_TARGET_CHARACTERS = "".join(chr(code) for code in range(0x21, 0x7F))
+#: What a message cannot do without: naming them in Connection does not take them away (RFC 9110 section 7.6.1).
+_END_TO_END = frozenset({"host", "content-length", "content-type", "content-encoding"})
 
 
 class DialFailed(Unavailable):
@@ -101,6 +106,11 @@ class Upstream:
 
 def _upstream(given: str | Upstream) -> Upstream:
     return Upstream(given) if isinstance(given, str) else given
+
+
+def as_target(raw_path: bytes, query: bytes) -> str:
+    """Path and query as they came, but for bytes that no request line may have: those are percent-encoded."""
+    return quote(raw_path + b"?" + query if query else raw_path, safe=_TARGET_CHARACTERS)
 
 
 def relay_session(*, connect_timeout_s: float = 10.0, keepalive_s: float = 4.0) -> aiohttp.ClientSession:
@@ -241,7 +251,8 @@ def _answer_headers(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]
 
 
 def _named_by_connection(pairs: Iterable[tuple[str, str]]) -> set[str]:
-    return {word.strip().lower() for name, value in pairs if name.lower() == "connection" for word in value.split(",")}
+    named = {word.strip().lower() for name, value in pairs if name.lower() == "connection" for word in value.split(",")}
+    return named - _END_TO_END
 
 
 def _has_header(scope: Scope, wanted: bytes) -> bool:

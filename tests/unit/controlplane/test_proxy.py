@@ -93,6 +93,8 @@ def test_it_is_passed_to_the_agent_with_the_agents_token_and_the_programs_own_ke
         "x-wrenn-forwarded-authorization": "Basic x",
     }
     assert set(relayed["headers_drop"]) == {"authorization", "x-wrenn-forwarded-authorization", "x-api-key"}
+    for untidy in ("wrn_" + "A" * 32, " e2b_" + "0" * 32 + " ", '"wrn_' + "0" * 32 + '"'):
+        assert "x-api-key" in serve(world, nothing, headers={"X-Api-Key": untidy})[2][0]["headers_drop"]
     _, _, (relayed,), _ = serve(world, nothing, headers={"X-Api-Key": "the program's own"})
     assert "x-api-key" not in relayed["headers_drop"]
 

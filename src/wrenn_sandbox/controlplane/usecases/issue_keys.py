@@ -36,6 +36,11 @@ def key_hash(presented: str) -> str | None:
     return hashlib.sha256(f"wrn_{match[1]}".encode()).hexdigest() if match else None
 
 
+def holds_key(text: str) -> bool:
+    """Whether there is something in ``text`` that may be a key, written neatly or not."""
+    return _FORM.search(text.lower()) is not None
+
+
 async def recognise(platform: Platform, presented: str) -> Caller:
     """Who presents this key. Raises Unauthenticated."""
     digest = key_hash(presented)
