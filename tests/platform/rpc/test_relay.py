@@ -56,7 +56,7 @@ async def upstream_app(app: web.Application) -> AsyncIterator[str]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield "http://127.0.0.1:%d" % runner.addresses[0][1]
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -73,7 +73,7 @@ async def hop_to(upstream: str) -> AsyncIterator[tuple[str, Hop]]:
             while not server.started:
                 await asyncio.sleep(0.01)
             try:
-                yield "http://127.0.0.1:%d" % listener.getsockname()[1], hop
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}", hop
             finally:
                 server.should_exit = True
     listener.close()
@@ -160,11 +160,15 @@ def test_first_byte_passes_before_the_last_was_made() -> None:
 
         app = web.Application()
         app.router.add_get("/", slow)
-        async with upstream_app(app) as upstream, hop_to(upstream) as (url, _), aiohttp.ClientSession() as client:
-            async with client.get(url) as answer:
-                assert await answer.content.readany() == b"first"
-                go_on.set()
-                assert await answer.content.read() == b"last"
+        async with (
+            upstream_app(app) as upstream,
+            hop_to(upstream) as (url, _),
+            aiohttp.ClientSession() as client,
+            client.get(url) as answer,
+        ):
+            assert await answer.content.readany() == b"first"
+            go_on.set()
+            assert await answer.content.read() == b"last"
 
     run(work)
 
@@ -186,7 +190,7 @@ def test_client_that_leaves_ends_the_upstream_request() -> None:
         runner = web.AppRunner(app, handler_cancellation=True)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        upstream = "http://127.0.0.1:%d" % runner.addresses[0][1]
+        upstream = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with hop_to(upstream) as (url, hop):
             async with aiohttp.ClientSession() as client:
                 with contextlib.suppress(TimeoutError):
@@ -218,9 +222,12 @@ def test_closed_port_and_broken_answer_are_typed() -> None:
         server = await asyncio.start_server(slam, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            async with hop_to(f"http://127.0.0.1:{port}") as (url, hop), aiohttp.ClientSession() as client:
-                async with client.post(url, data=b"x") as answer:
-                    assert (answer.status, await answer.text()) == (502, "upstream_broken")
+            async with (
+                hop_to(f"http://127.0.0.1:{port}") as (url, _),
+                aiohttp.ClientSession() as client,
+                client.post(url, data=b"x") as answer,
+            ):
+                assert (answer.status, await answer.text()) == (502, "upstream_broken")
 
     run(work)
 
