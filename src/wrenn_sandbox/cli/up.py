@@ -33,6 +33,7 @@ from wrenn_sandbox.cli.children import Child, kept
 from wrenn_sandbox.cli.hello import say_hello
 from wrenn_sandbox.cli.image import DEFAULT_IMAGES_DIR
 from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, Unavailable, WrennError
+from wrenn_sandbox.image.catalog import Catalog
 
 DEFAULT_DATA_DIR = Path("/var/lib/wrenn")
 #: A bake of the default template on two slow cores, with a wide margin.
@@ -77,6 +78,7 @@ def up(
         )
     if ":" not in listen:
         raise Invalid("--listen takes HOST:PORT.", slug="invalid_option")
+    Catalog(options.images_dir).current()  # without artefacts nothing could ever run
     with _sole_user_of(options.data_dir):
         asyncio.run(_serve(options))
 

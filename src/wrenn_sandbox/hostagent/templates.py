@@ -111,7 +111,10 @@ class Templates:
         except WrennError as error:
             log.error("default template not ready", slug=error.slug, error=error.message)
         while True:
-            await in_thread(self._remove_unused, default)
+            try:
+                await in_thread(self._remove_unused, default)
+            except (WrennError, OSError) as error:
+                log.warning("could not clear up templates", error=str(error))
             await asyncio.sleep(_CLEAN_EVERY_S)
 
     async def close(self) -> None:

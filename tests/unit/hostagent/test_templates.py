@@ -174,3 +174,17 @@ def test_a_directory_that_is_no_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(Bug) as broken:
         load_base(tmp_path)
     assert str(tmp_path) in broken.value.message
+
+
+def test_an_agent_without_artefacts_lives_on(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            templates = Templates(kitchen(world), group)
+            keeping = group.create_task(templates.keep())
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await module.in_thread(lambda: None)
+            assert not keeping.done()
+            keeping.cancel()
+
+    run(work)
