@@ -14,8 +14,6 @@ _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _IFNAMSIZ = 16
-#: Bytes of struct virtio_net_hdr (linux/virtio_net.h) before every frame.
-VNET_HEADER_BYTES = 10
 
 
 def ifreq(name: str) -> bytes:

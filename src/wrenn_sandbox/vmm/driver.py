@@ -22,10 +22,6 @@ class Capabilities:
     driver: str
     accelerator: str
     accelerated: bool
-    #: The memory snapshot is the RAM file itself, mapped privately by every restore.
-    shared_memory_file: bool
-    #: A snapshot can be taken and the machine go on running.
-    live_snapshot: bool
     max_vcpus: int
     max_memory_mib: int
 

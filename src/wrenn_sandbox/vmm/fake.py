@@ -100,8 +100,6 @@ class FakeDriver:
             driver="fake",
             accelerator="none",
             accelerated=False,
-            shared_memory_file=False,
-            live_snapshot=True,
             max_vcpus=max(VCPU_CHOICES),
             max_memory_mib=max(MEMORY_MIB_CHOICES),
         )

@@ -25,7 +25,7 @@ ARTEFACTS = ArtefactSet("runtime", "kernel", "6.1", "initramfs", "tools", "rootf
 PLATFORM = Platform("fake", "none", "machine", "cpu", "")
 ROOMY = HostFigures(64_000, 60_000, 500_000, 400_000)
 FOR_EVER = Lifetime(idle_timeout_s=0)
-CAPABILITIES = Capabilities("fake", "none", False, True, True, 8, 8192)
+CAPABILITIES = Capabilities("fake", "none", False, 8, 8192)
 
 
 class Boom(Exception):

@@ -21,8 +21,6 @@ class QemuDriver:
             driver="qemu",
             accelerator=accelerator,
             accelerated=accelerator == "kvm",
-            shared_memory_file=True,
-            live_snapshot=True,
             max_vcpus=max(VCPU_CHOICES),
             max_memory_mib=max(MEMORY_MIB_CHOICES),
         )
