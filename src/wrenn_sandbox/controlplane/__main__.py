@@ -28,7 +28,7 @@ from wrenn_sandbox.core.errors import Unavailable, WrennError
 from wrenn_sandbox.db.engine import open_database
 from wrenn_sandbox.observe.logs import configure
 from wrenn_sandbox.rpc.head import BoundedHttp
-from wrenn_sandbox.rpc.relay import relay_session
+from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES, relay_session
 
 #: Requests under way may take this long to end after SIGTERM.
 DRAIN_S = 5
@@ -103,7 +103,7 @@ def _config(app: Front) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_S,
-        ws_max_size=1 << 20,
+        ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,  # what programs behind the proxy may get; the API takes less
         ws_ping_interval=20,
         ws_ping_timeout=20,
         ws_per_message_deflate=False,

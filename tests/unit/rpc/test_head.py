@@ -123,3 +123,7 @@ def test_nonsense_is_still_malformed() -> None:
 def test_both_listeners_have_the_bound() -> None:
     assert plane._config(None).http is BoundedHttp  # type: ignore[arg-type]
     assert _Server(None).config.http is BoundedHttp  # type: ignore[arg-type]
+
+
+def test_a_message_that_one_hop_lets_through_the_other_does_too() -> None:
+    assert plane._config(None).ws_max_size == _Server(None).config.ws_max_size  # type: ignore[arg-type]

@@ -2,6 +2,9 @@
 
 An error is the message ``{"type": "error", "code": <slug>, "data": <sentence>}``. One that ends the conversation has
 ``"fatal": true`` and is followed by the close code 4000 + the HTTP status of its kind.
+
+The Origin of a handshake is not looked at: a socket is opened with a key that its client must know, and with nothing
+that a browser would add by itself, so a page of a stranger can open one but not use it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -27,6 +30,8 @@ M = TypeVar("M")
 
 #: How long a socket without a key in its header may take to send one.
 AUTH_S = 5.0
+#: Longest message of a client to the API, in characters.
+MAX_MESSAGE = 1 << 20
 _NORMAL, _CLOSE_BASE = 1000, 4000
 
 _log = structlog.get_logger()
@@ -40,7 +45,7 @@ class Auth(BaseModel):
     """The first message of a socket that carries no key in its header."""
 
     type: str
-    token: str
+    token: str = Field(repr=False)
 
 
 class Live:
@@ -111,8 +116,8 @@ async def _receive(websocket: WebSocket, model: TypeAdapter[M]) -> M:
     if message["type"] == "websocket.disconnect":
         raise Gone
     text = message.get("text")
-    if text is None:
-        raise Invalid("Messages are JSON text frames.")
+    if text is None or len(text) > MAX_MESSAGE:
+        raise Invalid(f"Messages are JSON text frames of at most {MAX_MESSAGE >> 20} MiB.")
     try:
         return model.validate_json(text)
     except ValidationError as error:

@@ -71,6 +71,8 @@ def test_a_field_after_the_file_does_not_count_however_it_is_cut(size: int) -> N
         form(("file", b"x", NAME), ("file", b"y", NAME)),
         form(*[("a", b"", "")] * 33, ("file", b"x", NAME)),
         form(("a", b"x" * 70_000, ""), ("file", b"x", NAME)),
+        form(("a", b"x", "; x=" + "y" * 10_000), ("file", b"x", NAME)),
+        form(("a", b"x", "\r\nX-More: 1" * 20), ("file", b"x", NAME)),
     ],
 )
 @pytest.mark.parametrize("size", [5, 100_000])

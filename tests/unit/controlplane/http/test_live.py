@@ -94,6 +94,21 @@ def test_binary_frames_and_nonsense_are_invalid(client: TestClient) -> None:
             assert ending(socket) == 4400
 
 
+def test_messages_have_a_bound(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_MESSAGE", 40)
+    with client.websocket_connect(PATH, headers={"X-API-Key": "good"}) as socket:
+        socket.send_json({"do": "echo", "what": "x" * 40})
+        assert socket.receive_json()["code"] == "invalid_request"
+        assert ending(socket) == 4400
+
+
+def test_a_page_of_a_stranger_needs_the_key_too(client: TestClient) -> None:
+    with client.websocket_connect(PATH, headers={"Origin": "https://elsewhere.test", "Cookie": "key=good"}) as socket:
+        socket.send_json({"do": "echo", "what": 1})
+        assert socket.receive_json()["code"] == "unauthorized"
+        assert ending(socket) == 4401
+
+
 def test_a_client_that_leaves_is_no_error(client: TestClient) -> None:
     with client.websocket_connect(PATH, headers={"X-API-Key": "good"}):
         pass
