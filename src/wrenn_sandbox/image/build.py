@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wrenn_sandbox.core.artefacts import ArtefactSet
-from wrenn_sandbox.core.errors import Invalid, Unavailable
+from wrenn_sandbox.core.errors import Invalid, Unavailable, first_cause
 from wrenn_sandbox.image import initramfs, kernel, rootfs, runtime, tools
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.image.debian import GuestApt, find_mirror
@@ -96,7 +96,7 @@ class Build:
                 if only in {"", "kernel", "initramfs", "tools"}:
                     release = await self._guest_programs(only, digests)
         except* Exception as group_error:  # the first failure is the cause; its siblings were only cancelled
-            raise _first(group_error) from None
+            raise first_cause(group_error) from None
         artefacts = ArtefactSet(
             kernel_release=release,
             **{name: digests.get(name) or (getattr(current, name) if current else "") for name in STEPS},
@@ -169,11 +169,3 @@ class _Finish:
     def __call__(self, outcome: Outcome, made: Made) -> None:
         seconds = time.monotonic() - self.started
         self.progress(line_finished(StepReport(self.name, outcome, seconds, made.digest, made.size_bytes)))
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error
