@@ -19,12 +19,16 @@ import aiohttp
 from wrenn_sandbox.cli.api import Api
 from wrenn_sandbox.core.errors import Invalid, Unavailable, first_cause
 
-_END_OF_INPUT = base64.b64encode(b"\x04").decode()  # Ctrl-D
 _INPUT_LIMIT = 64  # pending reads of the keyboard; past it reading waits
 
 
 async def attach(api: Api, path: str) -> int:
-    """Run a login shell on a new terminal of the sandbox until it ends; returns its exit code."""
+    """Run a login shell on a new terminal of the sandbox until it ends; returns its exit code.
+
+    Raises Invalid (``not_a_terminal``): the end of a pipe cannot be told to a remote terminal reliably.
+    """
+    if not sys.stdin.isatty():
+        raise Invalid("A shell needs a terminal: use `wrenn sandbox exec` in scripts.", slug="not_a_terminal")
     async with api.websocket(path) as socket:
         columns, rows = shutil.get_terminal_size()
         await socket.send_json({"type": "start", "cols": columns, "rows": rows, "envs": {"TERM": _term()}})
@@ -73,24 +77,21 @@ def _keyboard(outgoing: asyncio.Queue[dict[str, object] | None]) -> Iterator[Non
     def read() -> None:
         if outgoing.full():
             return  # the descriptor stays readable: asked again at the next turn of the loop
-        data = os.read(stdin, 4096)
+        try:
+            data = os.read(stdin, 4096)
+        except OSError:  # the terminal was closed
+            data = b""
         if data:
             outgoing.put_nowait({"type": "input", "data": base64.b64encode(data).decode()})
         else:
             loop.remove_reader(stdin)
-            outgoing.put_nowait({"type": "input", "data": _END_OF_INPUT})
 
     def resize() -> None:
         columns, rows = shutil.get_terminal_size()
         if not outgoing.full():
             outgoing.put_nowait({"type": "resize", "cols": columns, "rows": rows})
 
-    try:
-        loop.add_reader(stdin, read)
-    except PermissionError as error:  # epoll_ctl(2): a file is never waited for
-        raise Invalid(
-            "A shell reads from a terminal or a pipe, not from a file: use `wrenn sandbox exec`.", slug="not_a_terminal"
-        ) from error
+    loop.add_reader(stdin, read)
     loop.add_signal_handler(signal.SIGWINCH, resize)
     try:
         yield
@@ -102,9 +103,6 @@ def _keyboard(outgoing: asyncio.Queue[dict[str, object] | None]) -> Iterator[Non
 @contextmanager
 def _raw_mode() -> Iterator[None]:
     stdin = sys.stdin.fileno()
-    if not os.isatty(stdin):
-        yield
-        return
     saved = termios.tcgetattr(stdin)
     tty.setraw(stdin)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -13,8 +12,8 @@ import socket
 import struct
 import subprocess
 import termios
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,11 +112,9 @@ def test_copies_that_cannot_be(env: dict[str, str], sandbox: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "arguments", [("exec", UNKNOWN, "true"), ("kill", UNKNOWN), ("cp", f"{UNKNOWN}:/x", "x"), ("shell", UNKNOWN)]
-)
+@pytest.mark.parametrize("arguments", [("exec", UNKNOWN, "true"), ("kill", UNKNOWN), ("cp", f"{UNKNOWN}:/x", "x")])
 def test_an_unknown_sandbox(env: dict[str, str], arguments: tuple[str, ...], tmp_path: Path) -> None:
-    said = refusal(wrenn("sandbox", *arguments, env=env, cwd=tmp_path, stdin=subprocess.DEVNULL))
+    said = refusal(wrenn("sandbox", *arguments, env=env, cwd=tmp_path))
     assert "not_found]" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -130,9 +127,9 @@ def test_a_wrong_key(env: dict[str, str]) -> None:
 def test_nothing_at_the_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    for command in (("list",), ("shell", UNKNOWN), ("kill", UNKNOWN)):
+    for command in (("list",), ("exec", UNKNOWN, "true"), ("kill", UNKNOWN)):
         env = {"WRENN_API_KEY": "wrn_x", "WRENN_BASE_URL": f"http://127.0.0.1:{port}"}
-        said = refusal(wrenn("sandbox", *command, env=env, stdin=subprocess.DEVNULL))
+        said = refusal(wrenn("sandbox", *command, env=env))
         assert f"127.0.0.1:{port}" in said and "wrenn up" in said
 
 
@@ -204,7 +201,7 @@ class Terminal:
             assert wanted in self.seen or self.process.poll() is None, self.seen
             return wanted in self.seen
 
-        until(found)
+        until(found, limit_s=20)
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -214,14 +211,15 @@ class Terminal:
         return not termios.tcgetattr(self.fd)[3] & termios.ICANON
 
 
-@pytest.fixture
-def terminal(env: dict[str, str], sandbox: str) -> Iterator[Terminal]:
+@contextmanager
+def shell(sandbox: object, env: dict[str, str]) -> Iterator[Terminal]:
+    """`wrenn sandbox shell` in a terminal of 31 rows and 97 columns."""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 97, 0, 0))
     outer = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     process = subprocess.Popen(
-        [*WRENN, "sandbox", "shell", sandbox], stdin=theirs, stdout=theirs, stderr=theirs, env=outer | env
+        [*WRENN, "sandbox", "shell", str(sandbox)], stdin=theirs, stdout=theirs, stderr=theirs, env=outer | env
     )
     try:
         yield Terminal(process, ours)
@@ -229,55 +227,44 @@ def terminal(env: dict[str, str], sandbox: str) -> Iterator[Terminal]:
         process.kill()
         process.wait()
         os.close(theirs)
-        with contextlib.suppress(OSError):
-            os.close(ours)
+        os.close(ours)
 
 
-def test_a_shell(terminal: Terminal) -> None:
-    until(terminal.is_raw)
-    terminal.type("echo size $(stty size)\n")
-    terminal.until(b"size 31 97")
-    terminal.resize(20, 50)
-    deadline = time.monotonic() + 30
-    while b"size 20 50" not in terminal.seen:
-        terminal.type("echo size $(stty size)\n")
-        terminal.until(b"size ")
-        assert time.monotonic() < deadline, terminal.seen
-        time.sleep(0.2)
-        with contextlib.suppress(BlockingIOError):
-            terminal.seen += os.read(terminal.fd, 1 << 16)
-    terminal.type("sleep 600\n\x03")  # Ctrl-C is for the sandbox
-    terminal.type("exit 7\n")
-    assert terminal.process.wait(30) == 7
-    assert not terminal.is_raw(), "the terminal is as it was"
+def test_a_shell(env: dict[str, str], sandbox: str) -> None:
+    with shell(sandbox, env) as terminal:
+        until(terminal.is_raw)
+        terminal.type("echo si''ze $(stty size)\n")
+        terminal.until(b"size 31 97")
+        terminal.resize(20, 50)
+        terminal.type("until [ \"$(stty size)\" = '20 50' ]; do sleep 0.1; done; echo re''sized\n")
+        terminal.until(b"resized")
+        terminal.type("echo be''gun; sleep 600\n")
+        terminal.until(b"begun")
+        terminal.type("\x03")  # Ctrl-C is for the sandbox
+        terminal.until(b"^C")
+        terminal.type("exit 7\n")
+        assert terminal.process.wait(30) == 7, terminal.seen
+        assert not terminal.is_raw(), "the terminal is as it was"
 
 
-def test_a_shell_reads_a_pipe_to_its_end(env: dict[str, str], sandbox: str) -> None:
-    done = wrenn("sandbox", "shell", sandbox, env=env, input=b"echo $((40+2))x; (exit 4)\n")
-    assert done.returncode == 4 and b"42x" in done.stdout, done
+def test_a_shell_in_no_sandbox(env: dict[str, str]) -> None:
+    with shell(UNKNOWN, env) as terminal:
+        terminal.until(b"]\r\n")
+        assert terminal.process.wait(30) == 1
+        assert terminal.seen.startswith(b"wrenn: ") and terminal.seen.count(b"\n") == 1, terminal.seen
 
 
-def test_a_shell_of_a_file_is_refused(env: dict[str, str], sandbox: str, tmp_path: Path) -> None:
-    (tmp_path / "input").write_text("exit\n")
-    with (tmp_path / "input").open() as file:
-        assert "[not_a_terminal]" in refusal(wrenn("sandbox", "shell", sandbox, env=env, stdin=file))
+def test_a_shell_without_a_terminal(env: dict[str, str], sandbox: str) -> None:
+    for source in ({"input": b"exit\n"}, {"stdin": subprocess.DEVNULL}):
+        assert "[not_a_terminal]" in refusal(wrenn("sandbox", "shell", sandbox, env=env, **source))
 
 
-def test_a_sandbox_killed_under_its_shell(running: Platform) -> None:
+def test_a_sandbox_killed_under_its_shell(running: Platform, env: dict[str, str]) -> None:
     other = running.create()["id"]
-    with subprocess.Popen(
-        [*WRENN, "sandbox", "shell", str(other)],
-        env=os.environ | running.ready["env"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(b"echo ready-$((1+1))\n")
-            process.stdin.flush()
-            seen = b""
-            while b"ready-2" not in seen:
-                seen += os.read(process.stdout.fileno(), 1 << 16)
-            running.kill(other)
-            _, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert process.returncode != 0 and b"Traceback" not in err and err.count(b"\n") <= 1, err
+    with shell(other, env) as terminal:
+        until(terminal.is_raw)
+        terminal.type("echo rea''dy\n")
+        terminal.until(b"ready")
+        running.kill(other)
+        assert terminal.process.wait(30) != 0
+        assert not terminal.is_raw() and b"Traceback" not in terminal.seen
