@@ -29,12 +29,13 @@ def _python(*arguments: str) -> tuple[str, ...]:
     return (str(BIN / "python"), "-m", *arguments)
 
 
+LAYOUT = ("tests/unit/test_layout.py", "tests/unit/test_docs.py", "tests/unit/test_errors_page.py")
 CHECKS = (
     Stage("format", 5, (str(BIN / "ruff"), "format", "--check", "-q", "src", "tests", "scripts")),
     Stage("lint", 5, (str(BIN / "ruff"), "check", "-q", "src", "tests", "scripts")),
     Stage("imports", 10, (str(BIN / "lint-imports"), "--no-cache", "--config", "pyproject.toml")),
     Stage("types", 20, _python("mypy")),
-    Stage("layout", 5, _python("pytest", "-q", "tests/unit/test_layout.py")),
+    Stage("layout", 5, _python("pytest", "-q", *LAYOUT)),
 )
 TESTS = (
     Stage("unit", 10, _python("pytest", "-q", "-n", "2", "tests/unit")),
