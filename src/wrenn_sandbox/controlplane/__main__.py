@@ -24,15 +24,15 @@ from wrenn_sandbox.controlplane.reconciler import Reconciler
 from wrenn_sandbox.controlplane.settings import Settings
 from wrenn_sandbox.controlplane.settling import settling
 from wrenn_sandbox.controlplane.usecases.set_up import set_up
-from wrenn_sandbox.core.errors import Unavailable, WrennError
+from wrenn_sandbox.core.errors import WrennError
 from wrenn_sandbox.db.engine import open_database
 from wrenn_sandbox.observe.logs import configure
 from wrenn_sandbox.rpc.head import BoundedHttp
+from wrenn_sandbox.rpc.listener import listening, url_of
 from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES, relay_session
 
 #: Requests under way may take this long to end after SIGTERM.
 DRAIN_S = 5
-_BACKLOG = 2048
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 async def serve(settings: Settings) -> None:
     """One control plane from its first connection to its last."""
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listener(*settings.address))
+        listener = stack.enter_context(listening(*settings.address))
         database = await stack.enter_async_context(open_database(settings.database_url))
         host_id = await set_up(database, settings.agent_url, settings.bootstrap_key_file)
         agent = await stack.enter_async_context(open_agent(settings.agent_url, settings.agent_token()))
@@ -110,30 +110,13 @@ def _config(app: Front) -> uvicorn.Config:
     )
 
 
-@contextmanager
-def _listener(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # asyncio turns Nagle off only on sockets that name their protocol, and a delayed answer costs 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            raise Unavailable(f"Cannot listen on {host}:{port}: {error.strerror}.", slug="address_in_use") from error
-        yield listener
-
-
 async def _announce(server: _Server, listener: socket.socket, settings: Settings) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
     if settings.ready_file is None:
         return
-    host, port = listener.getsockname()[:2]
-    name = f"[{host}]" if ":" in host else host
     temporary = settings.ready_file.with_name(settings.ready_file.name + ".new")
-    temporary.write_text(json.dumps({"url": f"http://{name}:{port}", "pid": os.getpid()}) + "\n")
+    temporary.write_text(json.dumps({"url": url_of(listener), "pid": os.getpid()}) + "\n")
     temporary.replace(settings.ready_file)
 
 

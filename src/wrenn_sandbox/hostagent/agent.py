@@ -25,7 +25,7 @@ from pathlib import Path
 import structlog
 import uvicorn
 
-from wrenn_sandbox.core.errors import Conflict, Invalid, Unavailable
+from wrenn_sandbox.core.errors import Conflict, Invalid
 from wrenn_sandbox.disk import overlay
 from wrenn_sandbox.hostagent import journal
 from wrenn_sandbox.hostagent.app import App
@@ -41,6 +41,7 @@ from wrenn_sandbox.hostagent.steps.bake import Kitchen
 from wrenn_sandbox.hostagent.templates import Templates
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.rpc.head import BoundedHttp
+from wrenn_sandbox.rpc.listener import listening, url_of
 from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ async def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     token = read_token(settings.token_file)
-    with sole_user_of(settings.data_dir), listening(settings) as listener:
+    with sole_user_of(settings.data_dir), listening(*settings.address) as listener:
         async with open_platform(settings) as platform, asyncio.TaskGroup() as group:
             parts = assemble(settings, platform, token, group)
             server = _Server(parts.app)
@@ -179,29 +180,12 @@ def sole_user_of(data_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def listening(settings: Settings) -> Iterator[socket.socket]:
-    """The bound listener; raises Unavailable (``address_in_use``)."""
-    host, port = settings.address
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise Unavailable(f"Cannot listen on {settings.listen}: {error.strerror}.", slug="address_in_use") from error
-    with listener:
-        # asyncio turns Nagle off only on sockets that name their protocol, and a delayed answer costs 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield listener
-
-
-@contextmanager
 def ready_file(settings: Settings, listener: socket.socket, platform: Platform) -> Iterator[None]:
     """Say where we listen, for as long as we do."""
     if settings.ready_file is None:
         yield
         return
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    content = {"url": url, "driver": driver_name(platform.driver.capabilities), "pid": os.getpid()}
+    content = {"url": url_of(listener), "driver": driver_name(platform.driver.capabilities), "pid": os.getpid()}
     temporary = settings.ready_file.with_name(settings.ready_file.name + ".new")
     temporary.write_text(json.dumps(content) + "\n")
     temporary.replace(settings.ready_file)
