@@ -33,6 +33,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "db/migrations/env.py": "tests/contract/test_db.py",
     "db/migrations/versions/0001_initial.py": "tests/contract/test_db.py",
     "envd/ports/child.py": "tests/platform/envd/test_ports.py",
+    "rpc/session.py": "tests/platform/rpc/test_session.py",
 }
 
 #: Packages that are processes; nothing imports them.

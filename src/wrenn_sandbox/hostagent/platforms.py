@@ -13,6 +13,7 @@ from wrenn_sandbox.hostagent.guest import CHUNK_BYTES, Guest
 from wrenn_sandbox.hostagent.settings import DriverChoice, Settings
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.net.network import Network
+from wrenn_sandbox.rpc.session import breaking_session
 from wrenn_sandbox.vmm.driver import Driver
 
 log = structlog.get_logger()
@@ -69,7 +70,7 @@ async def _qemu(settings: Settings) -> Driver:
 @asynccontextmanager
 async def open_guest(host_ip: str, access_token: str) -> AsyncIterator[Guest]:
     """A client to one guest, with connections of its own. envd keeps idle connections open, so we do too."""
-    async with aiohttp.ClientSession(
+    async with breaking_session(
         connector=aiohttp.TCPConnector(limit=MAX_GUEST_CONNECTIONS, keepalive_timeout=60.0, use_dns_cache=False),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,

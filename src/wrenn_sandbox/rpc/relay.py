@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.rpc.session import breaking_session
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -113,12 +115,14 @@ def as_target(raw_path: bytes, query: bytes) -> str:
     return quote(raw_path + b"?" + query if query else raw_path, safe=_TARGET_CHARACTERS)
 
 
-def relay_session(*, connect_timeout_s: float = 10.0, keepalive_s: float = 4.0) -> aiohttp.ClientSession:
+def relay_session(
+    *, connect_timeout_s: float = 10.0, keepalive_s: float = 4.0
+) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
     """A session set up for relaying: no cookies, no decompression, no limit on duration or number of connections.
 
     ``keepalive_s`` stays below what common servers use (Node: 5 s), so that we, not they, drop idle connections.
     """
-    return aiohttp.ClientSession(
+    return breaking_session(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s, use_dns_cache=False),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
