@@ -163,28 +163,33 @@ def test_without_a_shim_or_a_compiler_it_says_what_to_do(images: Path, tmp_path:
     assert "[shim_missing]" in refusal(done)
 
 
+NOBODY = 65534
+DROP = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
+
+
 @pytest.fixture
-def folder_of_nobody() -> Iterator[Path]:
-    """A folder that a user without rights can reach and owns."""
+def folder(images: Path) -> Iterator[Path]:
+    """A folder, with artefacts, of a user without any rights."""
     with tempfile.TemporaryDirectory(prefix="wrenn-nobody-") as name:
-        os.chown(name, 65534, 65534)
+        shutil.copytree(images, Path(name, "images"))
+        Path(name, "images").chmod(0o755)
+        os.chown(name, NOBODY, NOBODY)
         yield Path(name)
+
+
+def as_nobody(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """One command of that user."""
+    return subprocess.run([*DROP, *WRENN, *map(str, arguments)], capture_output=True, timeout=60, check=False)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root to give it up")
 class TestWithoutRoot:
     """As a user with no rights at all."""
 
-    def test_a_real_machine_is_refused_with_what_to_do(self, folder_of_nobody: Path) -> None:
-        done = self._as_nobody("up", "--data-dir", str(folder_of_nobody))
-        said = refusal(done)
+    def test_a_real_machine_is_refused_with_what_to_do(self, folder: Path) -> None:
+        said = refusal(as_nobody("up", "--data-dir", folder))
         assert "sudo" in said and "--driver fake" in said and "[forbidden]" in said
 
-    def test_a_folder_of_someone_else_is_one_line(self, images: Path) -> None:
-        done = self._as_nobody("up", "--driver", "fake", "--images-dir", str(images), "--data-dir", "/root/wrenn")
-        assert done.returncode == 1 and done.stderr.decode().splitlines() == ["wrenn: /root/wrenn: Permission denied"]
-
-    @staticmethod
-    def _as_nobody(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-        drop = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
-        return subprocess.run([*drop, *WRENN, *arguments], capture_output=True, timeout=60, check=False)
+    def test_a_folder_of_someone_else_is_one_line(self, folder: Path) -> None:
+        done = as_nobody(*asked(folder / "images", Path("/root/wrenn")))
+        assert done.returncode == 1 and done.stderr == b"wrenn: /root/wrenn: Permission denied\n", done
