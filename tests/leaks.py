@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Footprint:
         return cls(
             processes=_processes(),
             namespaces=_listed(Path("/run/netns")),
-            links=_listed(Path("/sys/class/net")),
+            links=frozenset(name for _, name in socket.if_nameindex()),
             mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
             loops=frozenset(p.parent.name for p in Path("/sys/block").glob("loop*/loop")),
             tables=_tables(),

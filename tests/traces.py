@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Traces:
         return cls(
             machines=frozenset(machines_of(agent)),
             namespaces=len(list(Path("/run/netns").glob(f"{tag}-ns-*"))),
-            links=len(list(Path("/sys/class/net").glob(f"{tag}-v*"))),
+            links=sum(name.startswith(f"{tag}-v") for _, name in socket.if_nameindex()),
             folders=frozenset(p.as_posix() for p in (running.data_dir / "run").iterdir() if p.is_dir()),
             descriptors=len(list(Path(f"/proc/{agent}/fd").iterdir())),
             mounts=sum("netns" not in m for m in Path(f"/proc/{agent}/mountinfo").read_text().splitlines()),

@@ -1,4 +1,5 @@
-"""The child processes of ``wrenn up``: started in their own session, logged to a file, restarted, never left behind.
+"""The child processes of ``wrenn up``: started in their own session, logged to a file, restarted, and never left
+behind, not even by a supervisor that is killed.
 
 ::
 
@@ -121,6 +122,8 @@ def _prepare_log(path: Path) -> int:
 async def _spawn(child: Child) -> Process:
     with os.fdopen(os.open(child.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as log:
         return await asyncio.create_subprocess_exec(
+            # A supervisor that is killed can stop nobody: the kernel tells the child (PR_SET_PDEATHSIG, prctl(2)).
+            *("setpriv", "--pdeathsig", "TERM", "--"),
             *(sys.executable, "-m", child.module, "--listen", child.listen, "--ready-file", str(child.ready_file)),
             *child.arguments,
             stdin=DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -43,6 +44,15 @@ def answers(platform: Platform) -> bool:
         if type(error).__module__.startswith("httpx"):
             return False
         raise
+
+
+def unlocked(path: Path) -> bool:
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def test_the_ready_file_is_all_a_client_needs(running: Platform) -> None:
@@ -107,6 +117,21 @@ def test_a_signal_ends_it_with_nothing_left(number: signal.Signals, images: Path
         assert platform.process.wait(60) == 0
     assert not (tmp_path / "ready.json").exists()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_killed_it_takes_its_children_along(images: Path, tmp_path: Path, clean: None) -> None:
+    ready, log = tmp_path / "ready", tmp_path / "up.log"
+    command = asked(images, tmp_path / "d", "--ready-file", ready)
+    with started(*command, log=log) as process:
+        until(ready.exists)
+        process.kill()
+        process.wait(60)
+    ready.unlink()
+    until(lambda: unlocked(tmp_path / "d" / "agent.lock"))
+    with started(*command, log=log) as process:
+        until(ready.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_a_signal_before_it_is_ready_ends_it_too(images: Path, tmp_path: Path, clean: None) -> None:

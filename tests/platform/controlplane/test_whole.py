@@ -21,6 +21,7 @@ from tests.leaks import Footprint
 from tests.platform.controlplane.conftest import Plane, control_plane, until
 from tests.platform.controlplane.standin import TOKEN, StandIn
 from tests.platform.controlplane.test_sockets import opened, terminal_text, text_of
+from tests.shim import compile_shim
 from wrenn_sandbox.core.artefacts import ArtefactSet
 from wrenn_sandbox.image.catalog import Catalog
 
@@ -66,9 +67,7 @@ def started(folder: Path, listen: str = "127.0.0.1:0") -> Agent:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything a host agent over the fake VMM needs."""
     folder = tmp_path_factory.mktemp("whole")
-    for place in (folder, *folder.parents[:2]):
-        place.chmod(0o755)  # users of the fake guest must reach the shim
-    subprocess.run(["gcc", "-static", "-Os", "-o", folder / "exec-shim", ROOT / "guest" / "exec-shim.c"], check=True)
+    compile_shim(folder)
     catalog = Catalog(folder / "images")
     catalog.set_current(ArtefactSet("r", "k", "6.1", "i", "t", "rootfs"))
     catalog.rootfs("rootfs").parent.mkdir(parents=True)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.shim import compile_shim
+
 ROOT = Path(__file__).resolve().parents[3]
 SERVER = Path(__file__).with_name("process_server.py")
 #: In the environment of every process that a test starts, so that none can hide.
@@ -71,14 +73,7 @@ def eventually(holds: Callable[[], object], what: str) -> None:
 
 @pytest.fixture(scope="session")
 def exec_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("shim") / "exec-shim"
-    source = ROOT / "guest" / "exec-shim.c"
-    subprocess.run(["gcc", "-static", "-Os", "-Wall", "-Wextra", "-Werror", "-o", target, source], check=True)
-    target.chmod(0o755)
-    # Other users must reach it: pytest makes its directories for their owner alone.
-    for folder in (target.parent, *target.parent.parents[:2]):
-        folder.chmod(0o755)
-    return target
+    return compile_shim(tmp_path_factory.mktemp("shim"))
 
 
 @contextmanager

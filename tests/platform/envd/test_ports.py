@@ -182,7 +182,7 @@ def test_a_socat_that_could_not_bind_is_tried_again(daemon: Daemon) -> None:
             daemon.init()
             log = Path(f"/proc/{daemon.pid}/fd/2").resolve()
             eventually(lambda: "tried again" in log.read_text(), "the first try fails")
-            assert daemon.socats() == []
+            eventually(lambda: daemon.socats() == [], "none lives between two tries")
         eventually(daemon.socats, "a socat got the port")
         eventually(lambda: answers(daemon, server.port), "the port is reachable")
 

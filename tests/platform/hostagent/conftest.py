@@ -20,6 +20,7 @@ import aiohttp
 import pytest
 
 from tests.leaks import Footprint
+from tests.shim import compile_shim
 from wrenn_sandbox.core.artefacts import ArtefactSet
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.rpc.channel import Channel
@@ -89,11 +90,7 @@ class Client:
 
 @pytest.fixture(scope="session")
 def exec_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("shim") / "exec-shim"
-    subprocess.run(["gcc", "-static", "-Os", "-o", target, ROOT / "guest" / "exec-shim.c"], check=True)
-    for folder in (target.parent, *target.parent.parents[:2]):
-        folder.chmod(0o755)  # users of the fake guest must reach it
-    return target
+    return compile_shim(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture(scope="session")
