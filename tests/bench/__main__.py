@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform as machine
+import statistics
 import sys
 import tempfile
 import time
@@ -104,10 +105,11 @@ def _phases(phases: list[object]) -> str:
 
 def _exec(wrenn: Platform, times: int) -> list[Row]:
     through, straight = product.exec_beside_envd(wrenn, times)
-    added = through.p50 - straight.p50
-    print(f"exec: API {through}; envd {straight}", flush=True)
+    # Each against its neighbour: the machine's speed wanders by more than the API takes.
+    added = statistics.median(ours - bare for ours, bare in zip(through.values, straight.values, strict=True))
+    print(f"exec: API {through}; envd {straight}; added {added:.1f}", flush=True)
     return [
-        Row("exec of `true`, above envd's own time, ms", f"{added:.1f}", "≤ 5", added <= 5),
+        Row("exec of `true`, above envd's own time, p50 of pairs, ms", f"{added:.1f}", "≤ 5", added <= 5),
         Row("exec of `true` through the API, ms", str(through), ""),
         Row("exec of `true` straight at envd, ms", str(straight), ""),
     ]
@@ -116,7 +118,12 @@ def _exec(wrenn: Platform, times: int) -> list[Row]:
 def _many(wrenn: Platform, times: int) -> list[Row]:
     came, took = product.at_once(wrenn, 20)
     print(f"at once: {came} of 20 in {took:.1f} s", flush=True)
-    rows = [Row("20 sandboxes created at once", f"{came} succeed, {took:.1f} s", "20", came == 20)]
+    noticed = max(product.seconds_to_error(wrenn) for _ in range(5))
+    print(f"killed VMM: error after {noticed:.2f} s at worst", flush=True)
+    rows = [
+        Row("20 sandboxes created at once", f"{came} succeed, {took:.1f} s", "20", came == 20),
+        Row("kill -9 of a VMM → `error`, worst of 5, s", f"{noticed:.2f}", "≤ 5", noticed <= 5),
+    ]
     alone, crowded = Series("beside 1"), Series("beside 40")
     _creates_beside(wrenn, 1, times, alone)
     with product.idle(wrenn, 10) as ten:
