@@ -94,14 +94,25 @@ async def _launch(plan: Plan, control: socket.socket, launcher: Process, stack: 
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(control, _CODE)
     await loop.sock_sendall(control, marshal.dumps(_message(plan)))
-    process = await stack.enter_async_context(watch(_pid_in(await loop.sock_recv(control, jail.MESSAGE_BYTES))))
+    process = await stack.enter_async_context(watch(_pid_in(await received(control))))
     await launcher.wait()  # from here on the new process is our child
     record.write(plan.directory, process.identity)
     await loop.sock_sendall(control, b"go")
-    failure = await loop.sock_recv(control, jail.MESSAGE_BYTES)
+    failure = await received(control)
     if failure:
         _pid_in(failure)
     return process
+
+
+async def received(control: socket.socket) -> bytes:
+    """The next message, taken only by a caller that goes on: one that is cancelled leaves it to be found."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(control, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(control)
+    return control.recv(jail.MESSAGE_BYTES)
 
 
 async def _settle(control: socket.socket, launcher: Process) -> None:

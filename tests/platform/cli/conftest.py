@@ -18,6 +18,9 @@ from tests.running import Platform, platform
 from wrenn_sandbox.core.artefacts import ArtefactSet
 from wrenn_sandbox.image.catalog import Catalog
 
+# A shell starts its background jobs with SIGINT ignored, and ignored it stays across exec: we send it to see it heeded.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 WRENN = (sys.executable, "-m", "wrenn_sandbox.cli")
 
 
