@@ -27,6 +27,16 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Patch:
+    """``length`` bytes of guest memory at ``address``, both in whole pages: from ``source`` at ``offset``, or zeros."""
+
+    address: int
+    length: int
+    source: Path | None
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MachineFiles:
     """Absolute host paths of all that a machine maps or reads."""
 
@@ -37,6 +47,8 @@ class MachineFiles:
     disk: Path  # qcow2 overlay, first disk, writable
     backing: tuple[Path, ...]  # every file below the overlay, read-only
     memory: Path  # RAM file: created by boot (share=on), mapped privately by restore
+    #: What a restore writes over the mapped file before the machine runs, in any order and without overlaps.
+    patches: tuple[Patch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,15 @@ class Exit:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """The memory of a restored machine: ``size`` bytes at ``address`` in the process ``pid``, mapped privately."""
+
+    pid: int
+    address: int
+    size: int
+
+
 class Machine(Protocol):
     """A live VMM. Every call has its own time limit and raises Unavailable (``vmm_unresponsive``) past it."""
 
@@ -75,10 +96,16 @@ class Machine(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs run. No-op when running."""
 
-    async def snapshot(self, state: Path) -> None:
-        """Write the device state of a paused machine to the new file ``state``; disks are flushed before it returns.
+    @property
+    def ram(self) -> Ram:
+        """Where the guest's memory is mapped, for ``vmm.ram``; after ``restore`` and ``adopt`` only."""
 
-        After ``boot`` the RAM file named in the spec then holds the memory of that moment.
+    async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
+        """Stop the machine and write its device state to the new file ``state``; disks are flushed before it returns.
+
+        After ``boot`` the RAM file named in the spec then holds the memory of that moment. ``overlay`` is an empty
+        overlay above the present one: the machine writes there from now on, and the present one will not change
+        any more. When this raises, the machine is stopped and still writes where it did.
         """
 
     async def wait(self) -> Exit:

@@ -22,7 +22,7 @@ from wrenn_sandbox.core.errors import NotFound, Unavailable
 from wrenn_sandbox.core.slots import ENVD_PORT
 from wrenn_sandbox.core.spec import MEMORY_MIB_CHOICES, VCPU_CHOICES
 from wrenn_sandbox.vmm import keeper, record
-from wrenn_sandbox.vmm.driver import Capabilities, Exit, MachineSpec
+from wrenn_sandbox.vmm.driver import Capabilities, Exit, MachineSpec, Ram
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
 from wrenn_sandbox.vmm.process import Process, become_subreaper, identify, start, watch
 from wrenn_sandbox.vmm.shim import SHIM_VARIABLE
@@ -66,7 +66,12 @@ class FakeMachine:
         for pid in keeper.descendants(self._process.pid):
             keeper.send(pid, signal.SIGCONT)
 
-    async def snapshot(self, state: Path) -> None:
+    @property
+    def ram(self) -> Ram:
+        """Where the guest's memory is mapped."""
+        raise NotImplementedError
+
+    async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
         """Write a small file that ``restore`` recognises; the tree is stopped afterwards."""
         await self.pause()
         with state.open("x") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wrenn_sandbox.core.errors import NotFound, Unavailable
 from wrenn_sandbox.vmm import record
-from wrenn_sandbox.vmm.driver import Exit, MachineSpec
+from wrenn_sandbox.vmm.driver import Exit, MachineSpec, Ram
 from wrenn_sandbox.vmm.launch import Plan, jailed
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
 from wrenn_sandbox.vmm.process import Process, watch
@@ -54,7 +54,12 @@ class QemuMachine:
         """Let the vCPUs run."""
         await self._monitor.execute("cont")
 
-    async def snapshot(self, state: Path) -> None:
+    @property
+    def ram(self) -> Ram:
+        """Where the guest's memory is mapped."""
+        raise NotImplementedError
+
+    async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
         """Write the device state to the new file ``state`` and sync it; the machine is stopped afterwards."""
         await self.pause()
         # O_RDWR is refused by QEMU's file: migration. The VMM's uid gets this one descriptor and no more.
