@@ -76,7 +76,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Ram:
-    """The memory of a restored machine: ``size`` bytes at ``address`` in the process ``pid``, mapped privately."""
+    """A machine's memory: ``size`` bytes at ``address`` in process ``pid``, mapped privately unless it was booted."""
 
     pid: int
     address: int
@@ -98,15 +98,21 @@ class Machine(Protocol):
 
     @property
     def ram(self) -> Ram:
-        """Where the guest's memory is mapped, for ``vmm.ram``; after ``restore`` and ``adopt`` only."""
+        """Where the guest's memory is mapped, for ``vmm.ram``."""
 
     async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
-        """Stop the machine and write its device state to the new file ``state``; disks are flushed before it returns.
+        """Stop the machine and write its device state to the new file ``state``; its disk's caches are written back.
 
         After ``boot`` the RAM file named in the spec then holds the memory of that moment. ``overlay`` is an empty
         overlay above the present one: the machine writes there from now on, and the present one will not change
-        any more. When this raises, the machine is stopped and still writes where it did.
+        any more and is readable for every VMM. Nothing is synced.
+
+        When this raises, a cancel too, there is no file ``state``, and the machine goes on with ``resume`` and writes
+        where it did; after ``vmm_unresponsive`` alone, ask ``writes_to`` before removing ``overlay``.
         """
+
+    async def writes_to(self, overlay: Path) -> bool:
+        """Whether the guest's disk writes go to this file: what an agent asks that adopts a half-done snapshot."""
 
     async def wait(self) -> Exit:
         """Return when the VMM has ended, whoever ended it. Any number of callers may wait."""
@@ -122,11 +128,21 @@ class Driver(Protocol):
     def platform(self, kernel_cmdline: str) -> Platform:
         """The virtual hardware new templates get; recorded in their manifest."""
 
+    def tsc_khz(self) -> int:
+        """Rate in kHz of the counter that guests on this host tell the time by, 0 if it does not matter.
+
+        Measured by the first call, which blocks for 50 ms. Two measurements differ by some ppm.
+        """
+
     def boot(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:
         """Cold boot with RAM in the file ``spec.files.memory``; running on entry."""
 
     def restore(self, spec: MachineSpec, state: Path) -> AbstractAsyncContextManager[Machine]:
-        """Restore from ``spec.files.memory`` (copy-on-write) and ``state``; running on entry."""
+        """Restore from ``spec.files.memory`` (copy-on-write), its patches, and ``state``; running on entry."""
 
     def adopt(self, spec: MachineSpec, pid: int) -> AbstractAsyncContextManager[Machine]:
-        """Take over a VMM that another agent process started; raises NotFound (``vmm_gone``) when it is not alive."""
+        """Take over a VMM that another agent process started; raises NotFound (``vmm_gone``) when it is not alive.
+
+        It may be stopped: an agent can die in the middle of a snapshot. Which of its files it writes to is asked of
+        the VMM, whatever ``spec.files.disk`` says.
+        """
