@@ -39,7 +39,7 @@ class Manifest:
     """What a build is and what it needs to run. Paths are relative to the build's directory, ids plain UUIDs.
 
     ``disk_chain`` names the builds whose ``disk`` lie below this one's, nearest first, down to the base template's;
-    below that is the root file system of ``artefacts``. ``hashes`` has the SHA-256 of each of its files, in hexadecimal.
+    below that is the root file system of ``artefacts``. ``hashes`` has the SHA-256 of each of its files, in hex.
     """
 
     build_id: str

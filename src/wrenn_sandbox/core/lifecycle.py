@@ -96,7 +96,7 @@ def require(state: State, action: Action) -> None:
 
 #: Moves a sandbox can make. The host agent and the database both refuse any other.
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.STARTING, State.RUNNING, State.ERROR, State.STOPPING, State.STOPPED}),
+    State.PENDING: frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.ERROR, State.STOPPING, State.STOPPED}),
     State.STARTING: frozenset({State.RUNNING, State.ERROR, State.STOPPING}),
     State.RUNNING: frozenset({State.PAUSING, State.PAUSED, State.STOPPING, State.ERROR, State.MISSING, State.STOPPED}),
     State.PAUSING: frozenset({State.PAUSED, State.RUNNING, State.ERROR, State.STOPPING, State.MISSING, State.STOPPED}),
