@@ -19,6 +19,7 @@ import numpy as np
 from wrenn_sandbox.core.errors import Bug
 from wrenn_sandbox.core.extents import PAGE, Extents, Flags, Pages, runs
 from wrenn_sandbox.disk import blocks
+from wrenn_sandbox.disk.blocks import Content
 from wrenn_sandbox.disk.durability import disk_errors
 from wrenn_sandbox.disk.pages import PageSource
 from wrenn_sandbox.vmm import ram as memory
@@ -28,6 +29,9 @@ from wrenn_sandbox.vmm.ram import CHUNK_PAGES
 _WORKERS = 2
 #: Fewer pages than this are done sooner than a second thread is there.
 _WORTH_A_THREAD_PAGES = 4 * CHUNK_PAGES
+_KEPT_ROOMS = 4
+#: Room for two pieces each, kept for the next capture: to get memory from the kernel takes longer than to fill it.
+_rooms: list[tuple[Content, Content]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +53,16 @@ def capture(ram: Ram, parent: PageSource, target: Path) -> Captured:
         raise Bug(f"A memory of {ram.size} bytes was captured above one of {parent.header.size}.")
     pages = memory.private_pages(ram)
     pieces = [pages[at : at + CHUNK_PAGES] for at in range(0, len(pages), CHUNK_PAGES)]
+    workers = _WORKERS if len(pages) >= _WORTH_A_THREAD_PAGES else 1
     with disk_errors("the memory of a snapshot"), _new_file(target) as fd:
         work = _Capture(ram, parent, fd)
         places: list[Future[int]] = [Future() for _ in range(len(pieces) + 1)]
         places[0].set_result(0)
         tasks = list(zip(pieces, places, places[1:], strict=False))
-        if len(pages) < _WORTH_A_THREAD_PAGES:
+        if workers == 1:
             done = [work.piece(*task) for task in tasks]
         else:
-            with ThreadPoolExecutor(_WORKERS, "capture") as pool:
+            with ThreadPoolExecutor(workers, "capture") as pool:
                 done = [future.result() for future in [pool.submit(work.piece, *task) for task in tasks]]
         written = places[-1].result() * PAGE
     changed = np.concatenate([piece for piece, _ in done]) if done else pages
@@ -75,23 +80,38 @@ class _Capture:
 
     def piece(self, pages: Pages, place: Future[int], next_place: Future[int]) -> tuple[Pages, Flags]:
         """The changed ones of ``pages`` and which of those are zero; the others are in the file, from ``place`` on."""
+        room = _room()
         try:
-            mine, theirs = blocks.empty(len(pages)), blocks.empty(len(pages))
-            memory.read_into(self.ram, pages, mine)
-            self.parent.gather(pages, theirs)
-            words = mine.view(np.uint64)
-            changed = (words != theirs.view(np.uint64)).any(axis=1)
-            data = changed & words.any(axis=1)
-            count = int(np.count_nonzero(data))
+            changed, data = self._compared(pages, *room)
+            kept = np.flatnonzero(data)
             start = place.result()
+            next_place.set_result(start + len(kept))
+            content, packed = room
+            if len(kept) < len(pages):
+                content = np.take(content, kept, axis=0, out=packed[: len(kept)], mode="clip")
+            blocks.write_whole(self.fd, blocks.as_bytes(content[: len(kept)]), start * PAGE)
+            return pages[changed], ~data[changed]
         except BaseException as error:
-            next_place.set_exception(error)  # the pieces behind this one do not wait for ever
+            if not next_place.done():  # or the pieces behind this one would wait for ever
+                next_place.set_exception(error)
             raise
-        next_place.set_result(start + count)
-        if count < len(pages):
-            mine = np.take(mine, np.flatnonzero(data), axis=0, out=theirs[:count], mode="clip")
-        blocks.write_whole(self.fd, blocks.as_bytes(mine), start * PAGE)
-        return pages[changed], ~data[changed]
+        finally:
+            if len(_rooms) < _KEPT_ROOMS:
+                _rooms.append(room)
+
+    def _compared(self, pages: Pages, mine: Content, theirs: Content) -> tuple[Flags, Flags]:
+        """Of each page, whether it changed, and whether it did and is not zero; ``mine`` has their content then."""
+        memory.read_into(self.ram, pages, mine)
+        words = mine[: len(pages)].view(np.uint64)
+        changed = (words != self.parent.gather(pages, theirs).view(np.uint64)).any(axis=1)
+        return changed, changed & words.any(axis=1)
+
+
+def _room() -> tuple[Content, Content]:
+    try:
+        return _rooms.pop()
+    except IndexError:
+        return blocks.empty(CHUNK_PAGES), blocks.empty(CHUNK_PAGES)
 
 
 @contextmanager

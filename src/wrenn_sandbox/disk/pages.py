@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Self
 from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wrenn_sandbox.core.errors import Bug
 from wrenn_sandbox.core.extents import PAGE, Pages
@@ -19,8 +21,11 @@ from wrenn_sandbox.core.layers import ZEROS, broken
 from wrenn_sandbox.disk import blocks
 from wrenn_sandbox.disk.blocks import Content
 from wrenn_sandbox.disk.durability import disk_errors
+from wrenn_sandbox.vmm.transfer import Area
 
 _WHAT = "the memory of a build"
+#: Runs that are on average shorter are not read one by one.
+_LONG_RUN_PAGES = 16
 
 
 class PageSource:
@@ -34,6 +39,7 @@ class PageSource:
         self.header = header
         self.files = files
         self._descriptors: list[int] = []
+        self._mappings: dict[int, NDArray[np.uint8]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -50,19 +56,20 @@ class PageSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._descriptors = []
+        self._mappings.clear()
         self._stack.close()
 
     def gather(self, pages: Pages, out: Content | None = None) -> Content:
         """The pages with these numbers as an array of shape (n, 4096): the first rows of ``out``, or a new one."""
         out = blocks.empty(len(pages)) if out is None else out[: len(pages)]
         build, storage = self.header.entries.resolve(pages)
-        for number in np.unique(build).tolist():
-            rows = np.flatnonzero(build == number)
+        numbers = [int(build[0])] if (build == build[:1]).all() and len(build) else np.unique(build).tolist()
+        for number in numbers:
+            rows = None if len(numbers) == 1 else np.flatnonzero(build == number)
             if number == ZEROS:
-                out[rows] = 0
+                out[slice(None) if rows is None else rows] = 0
                 continue
-            with disk_errors(_WHAT):
-                blocks.read(self._descriptor(number), storage[rows], out, rows)
+            self._read(number, storage if rows is None else storage[rows], out, rows)
         return out
 
     def read(self, offset: int, length: int) -> bytes:
@@ -76,6 +83,24 @@ class PageSource:
     def descriptor(self, build_id: UUID) -> int:
         """The open file of a build in the header, as long as the context lasts."""
         return self._descriptor(self.header.entries.builds.index(build_id) + 1)
+
+    def _read(self, number: int, wanted: Pages, out: Content, rows: Pages | None) -> None:
+        if np.count_nonzero(np.diff(wanted) != 1) * _LONG_RUN_PAGES > len(wanted):
+            try:
+                self._mapped(number).read(wanted, out, rows)
+            except OSError:
+                pass  # the way below says what it is
+            else:
+                return
+        with disk_errors(_WHAT):
+            blocks.read(self._descriptor(number), wanted, out, rows)
+
+    def _mapped(self, number: int) -> Area:
+        """A file as memory of this process, from which many short runs are read at once. OSError."""
+        if number not in self._mappings:
+            mapped = mmap.mmap(self._descriptor(number), 0, prot=mmap.PROT_READ)
+            self._mappings.setdefault(number, np.frombuffer(mapped, dtype=np.uint8))
+        return Area(os.getpid(), self._mappings[number].ctypes.data)
 
     def _descriptor(self, number: int) -> int:
         if not self._descriptors:

@@ -100,3 +100,24 @@ def test_what_lies_below_zeros_is_not_needed(tmp_path: Path) -> None:
     header = Header.flat(2 * PAGE, BASE).extended(ABOVE, Extents.of([Extent(0, 2, zero=True)]))
     with PageSource(header, {}) as source:
         assert source.read(0, 2 * PAGE) == bytes(2 * PAGE)
+
+
+def test_many_short_runs_are_the_same_pages(tmp_path: Path) -> None:
+    base = base_file(tmp_path, 3000)
+    some = np.concatenate([np.arange(0, 2990, 3), np.arange(2990, 3000)])
+    with flat_source(base) as source:
+        assert (source.gather(some) == noise(3000)[some]).all()
+        before = open_files()
+        assert (source.gather(some[::-1]) == noise(3000)[some[::-1]]).all()
+        assert open_files() == before
+    assert str(base) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_file_that_breaks_meanwhile_is_seen_in_short_runs_too(tmp_path: Path) -> None:
+    base = base_file(tmp_path, 300)
+    with flat_source(base) as source:
+        source.gather(np.arange(0, 300, 3, dtype=np.int64))
+        os.truncate(base, 200 * PAGE)
+        with pytest.raises(Unavailable) as refused:
+            source.gather(np.arange(0, 300, 3, dtype=np.int64))
+    assert refused.value.slug == "build_broken"
