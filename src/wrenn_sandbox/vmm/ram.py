@@ -203,7 +203,11 @@ def _longest(ranges: list[tuple[int, int, int]]) -> tuple[int, int] | None:
 
 def _require_alive(pid: int) -> None:
     """Raise Unavailable (``vmm_gone``) for a process that has no memory any more."""
-    if not Path(f"/proc/{pid}/statm").read_text().partition(" ")[0] != "0":
+    try:
+        size, _, _ = Path(f"/proc/{pid}/statm").read_text().partition(" ")  # proc_pid_statm(5)
+    except OSError as error:
+        raise _translated(error, pid) from error
+    if size == "0":
         raise _translated(ProcessLookupError(errno.ESRCH, "ended"), pid)
 
 

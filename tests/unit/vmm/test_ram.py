@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,14 @@ def test_patches_that_cannot_be_are_refused(tmp_path: Path) -> None:
                 module.apply(ram, [patch])
             assert refused.value.slug == slug
         assert open_files() == before
+
+
+def test_a_page_that_is_swapped_out_is_private_too(tmp_path: Path) -> None:
+    """The bits of Documentation/admin-guide/mm/pagemap.rst, of a process that is not there."""
+    present, swapped, file, other = 1 << 63, 1 << 62, 1 << 61, 0x00FF_FFFF_FFFF_FFFF
+    bits = [0, present, swapped, present | file, swapped | file, file, other, present | other, swapped | other]
+    (tmp_path / "pagemap").write_bytes(bytes(8 * 5) + struct.pack(f"{len(bits)}Q", *bits))
+    with (tmp_path / "pagemap").open("rb") as pagemap:
+        assert module.listed(pagemap.fileno(), Ram(NO_PID, 5 * PAGE, 9 * PAGE)).tolist() == [1, 2, 7, 8]
+        with pytest.raises(ProcessLookupError):
+            module.listed(pagemap.fileno(), Ram(NO_PID, 5 * PAGE, 10 * PAGE))
