@@ -129,9 +129,12 @@ class Reconciler:
             moved = await sandboxes.move(
                 connection, move.id, {move.expected}, move.state, _change(move, row), unchanged_since=row.last_updated
             )
-            if moved and move.state is State.PAUSED and move.seen is not None and move.seen.build is not None:
-                # The host's own pause has no intent of ours. Its size and parent follow with the list of builds.
-                await builds.ready(connection, replace(intent(row, Kind.PAUSE), id=move.seen.build))
+            build = move.seen.build if move.seen is not None else None
+            if moved and move.state is State.PAUSED and build is not None:
+                intended = await builds.intended(connection, build)
+                if intended is None or intended.template_id is None:  # else a template shall come of it, too
+                    # The host's own pause has no intent of ours. Its size and parent follow with the list of builds.
+                    await builds.ready(connection, replace(intent(row, Kind.PAUSE), id=build))
         self._platform.rows.drop(move.id)
         if moved:
             _log.info("reconciled", sandbox=str(move.id), was=move.expected.value, now=move.state.value, why=move.slug)

@@ -68,6 +68,8 @@ class StandIn(Moments, HostAgentService):
     fail: dict[str, WrennError] = field(default_factory=dict)
     #: RPC name -> seconds it takes longer.
     delay_s: dict[str, float] = field(default_factory=dict)
+    #: Calls about builds that are under way.
+    working: int = 0
     typed: list[bytes] = field(default_factory=list)
     uploads_broken: int = 0
     downloads_ended: int = 0

@@ -32,6 +32,7 @@ class Moments:
     calls: list[str]
     fail: dict[str, WrennError]
     delay_s: dict[str, float]
+    working: int
 
     async def pause_sandbox(self, request: pb.PauseSandboxRequest, _ctx: Any) -> pb.PauseSandboxResponse:
         def pause() -> pb.PauseSandboxResponse:
@@ -126,12 +127,15 @@ class Moments:
 
     async def _finish(self, name: str, work: Callable[[], T]) -> T:
         self.calls.append(name)
+        self.working += 1
         try:
             await asyncio.sleep(self.delay_s.get(name, 0))
         except asyncio.CancelledError:
             if name not in self.fail:
                 work()
             raise
+        finally:
+            self.working -= 1
         if name in self.fail:
             raise to_connect(self.fail[name])
         return work()

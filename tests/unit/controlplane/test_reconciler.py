@@ -6,20 +6,23 @@ import asyncio
 import time
 from dataclasses import replace
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
 from tests.unit.controlplane.conftest import World
 from tests.unit.controlplane.moments import a_paused_one, all_builds, row_of
 from tests.unit.controlplane.usecases.test_find_sandboxes import made
+from wrenn_sandbox.controlplane.intents import intent
 from wrenn_sandbox.controlplane.messages import lifetime_message
 from wrenn_sandbox.controlplane.platform import now
 from wrenn_sandbox.controlplane.reconciler import Reconciler
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.ids import TemplateId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.reconcile import Timing
-from wrenn_sandbox.db import hosts, sandboxes
+from wrenn_sandbox.db import builds, hosts, sandboxes
 from wrenn_sandbox.db.builds import Kind, Status
 from wrenn_sandbox.db.hosts import HostStatus
 from wrenn_sandbox.db.sandboxes import Change, Sandbox
@@ -302,5 +305,21 @@ def test_an_error_that_gets_a_build_while_it_is_to_be_destroyed_is_spared(world)
             w.agent.answers["ListSandboxes"] = list_
             await Reconciler(w.platform, AT_ONCE).tick()
             assert (await settled(w, row)).state is State.RESUMING and w.agent.requests("DestroySandbox") == []
+
+    asyncio.run(main())
+
+
+def test_a_snapshot_that_left_it_paused_still_becomes_a_template(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            named = intent(row, Kind.SNAPSHOT, name="n", template=TemplateId(UUID(BUILD)))
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, row.id, {State.RUNNING}, State.PAUSING)
+                await builds.begin(connection, named)
+            listing(w, info(row, "paused", build_id=str(named.id.value)))
+            await Reconciler(w.platform, AT_ONCE).tick()
+            assert (await settled(w, row)).state is State.PAUSED
+            assert await all_builds(w) == {named.id.value: named}, "the intent is the list of builds' to settle"
 
     asyncio.run(main())
