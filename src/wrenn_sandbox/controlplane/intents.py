@@ -1,13 +1,15 @@
 """Builds that are about to be: what is written before the host is asked, and what an unanswered question means.
 
 A failure is *certain* when the host itself answered: then it undid what it had begun, and the intent can be forgotten.
-When no answer came, nobody knows; the intent stays, and the reconciler settles it from what the host says later.
+When no answer came to what was asked, nobody knows; the intent stays, and the reconciler settles it from what the host
+says later.
 """
 
 from __future__ import annotations
 
 from uuid import uuid4
 
+from wrenn_sandbox.controlplane.agent import NotAsked
 from wrenn_sandbox.controlplane.platform import now
 from wrenn_sandbox.core.errors import Unavailable, WrennError
 from wrenn_sandbox.core.ids import BuildId, TemplateId
@@ -51,5 +53,5 @@ def template_of(row: Sandbox, intended: Build, made: Build) -> Template:
 
 
 def is_certain(error: Exception) -> bool:
-    """Whether the host answered that it did not do it."""
-    return isinstance(error, WrennError) and error.slug != Unavailable.default_slug
+    """Whether the host answered that it did not do it, or was never asked."""
+    return isinstance(error, NotAsked) or (isinstance(error, WrennError) and error.slug != Unavailable.default_slug)

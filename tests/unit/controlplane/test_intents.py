@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 
 from tests.contract.test_db import new_sandbox
+from wrenn_sandbox.controlplane.agent import NotAsked
 from wrenn_sandbox.controlplane.intents import intent, is_certain, template_of
 from wrenn_sandbox.core.errors import Bug, Conflict, Timeout, Unavailable
 from wrenn_sandbox.core.ids import BuildId, TeamId, TemplateId
@@ -40,6 +41,7 @@ def test_a_template_is_what_the_host_made_with_what_the_sandbox_had() -> None:
         (Timeout("x", slug="guest_timeout"), True),
         (Unavailable("x", slug="agent_stopping"), True),
         (Bug("x"), True),
+        (NotAsked("no host"), True),
         (Unavailable("no answer"), False),
         (RuntimeError("x"), False),
     ],
