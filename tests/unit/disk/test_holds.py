@@ -54,7 +54,7 @@ def test_half_written_holds_are_swept_and_never_count(holds: Holds, tmp_path: Pa
     assert [p.name for p in (tmp_path / "holds").iterdir()] == [SANDBOX]
 
 
-@pytest.mark.parametrize("holder", ["", "sb-", "sb-..", "../sb", "usr-" + str(uuid4()), str(uuid4()), "tpl-x/y"])
+@pytest.mark.parametrize("holder", ["", "sb-", "sb-..", "../sb", f"usr-{ONE}", str(ONE), "tpl-x/y"])
 def test_only_ids_of_sandboxes_and_templates_hold(holds: Holds, holder: str) -> None:
     with pytest.raises(Invalid) as caught:
         holds.put(holder, ONE)
