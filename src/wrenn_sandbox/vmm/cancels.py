@@ -30,16 +30,24 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 async def to_the_end(work: Coroutine[object, object, T]) -> T:
     """Await ``work``, which must have a time limit, whatever happens; its result is never lost to a cancel.
 
-    A cancel meanwhile is delivered at the caller's next await.
+    A cancel meanwhile is delivered when the caller next waits for something, unless nobody wants it any more by then:
+    ``asyncio.timeout`` takes its cancel back when its body ends.
     """
-    inner = asyncio.get_running_loop().create_task(work)
-    cancelled = False
+    loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+    assert caller is not None
+    inner = loop.create_task(work)
+    others: int | None = None  # cancels that were there before those held back here
     while not inner.done():
         try:
             await asyncio.wait([inner])
         except asyncio.CancelledError:
-            cancelled = True
-    if cancelled and (caller := asyncio.current_task()) is not None:
-        caller.uncancel()  # the same cancel once more, not a second one: asyncio.timeout counts them
-        caller.cancel()
+            others = caller.cancelling() - 1 if others is None else min(others, caller.cancelling() - 1)
+    if others is not None:
+        loop.call_soon(_deliver, caller, others)
     return inner.result()
+
+
+def _deliver(caller: asyncio.Task[object], others: int) -> None:
+    if caller.cancelling() > others:
+        caller.uncancel()  # it is the same cancel once more, and they are counted
+        caller.cancel()

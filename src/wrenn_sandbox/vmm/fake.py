@@ -303,17 +303,20 @@ async def _answering(machine: FakeMachine, process: Process, spec: MachineSpec) 
 async def _tree(pid: int) -> AsyncIterator[Process]:
     """Hold the keeper ``pid``; when the context is left it and all below it is dead and reaped."""
     below: list[int] = []
-    async with AsyncExitStack() as stack, watch(pid) as process:
-        try:
-            yield process
-        finally:
-            process.signal(signal.SIGSTOP)
-            below += keeper.stop(pid)
-            for child in below:
-                with contextlib.suppress(NotFound):  # a zombie that the keeper had just reaped
-                    await stack.enter_async_context(watch(child))
-        # Now the keeper is dead and what was below it is ours to kill and reap.
-    _reap(below)
+    try:
+        async with AsyncExitStack() as stack, watch(pid) as process:
+            try:
+                yield process
+            finally:
+                process.signal(signal.SIGSTOP)
+                keeper.await_halt(pid)
+                below += keeper.stop(pid)
+                for child in below:
+                    with contextlib.suppress(NotFound):  # a zombie that the keeper had just reaped
+                        await stack.enter_async_context(watch(child))
+            # Now the keeper is dead and what was below it is ours to kill and reap.
+    finally:
+        _reap(below)
 
 
 def _reap(pids: Sequence[int]) -> None:

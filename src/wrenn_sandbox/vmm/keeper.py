@@ -16,6 +16,7 @@ import mmap
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 CONTROL_FD, MEMORY_FD = 3, 4
@@ -23,6 +24,10 @@ SHARED, PRIVATE = "shared", "private"
 MAPPED, GO = b"mapped", b"go"
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PTRACER = 36, 0x59616D61  # linux/prctl.h
 _PR_SET_PTRACER_ANY = -1
+#: States of proc_pid_stat(5). One that sleeps in the kernel (D) takes the signal before it can fork.
+_GONE = "X"
+_HALTED = frozenset("TtDZ" + _GONE)
+_HALT_LIMIT_S, _LOOK_EVERY_S = 1.0, 0.0002
 _PARENT_FIELD = 1  # ppid, counted from field 3 of proc_pid_stat(5)
 
 
@@ -55,8 +60,24 @@ def stop(pid: int) -> list[int]:
     while new := set(descendants(pid)) - stopped:
         for member in new:
             send(member, signal.SIGSTOP)
+        for member in new:
+            await_halt(member)
         stopped |= new
     return sorted(stopped)
+
+
+def await_halt(pid: int) -> None:
+    """Return when a process that was sent SIGSTOP can fork no more: on another CPU it may be at it just now."""
+    deadline = time.monotonic() + _HALT_LIMIT_S
+    while _state(pid) not in _HALTED and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return _GONE
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -92,6 +92,71 @@ def test_a_time_limit_around_it_stays_one() -> None:
     _run(main)
 
 
+def test_a_time_limit_that_was_held_back_to_the_end_of_its_body_is_forgotten() -> None:
+    async def command() -> str:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return "done"
+
+    async def main() -> None:
+        async with asyncio.timeout(0):
+            assert await to_the_end(command()) == "done"
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+    _run(main)
+
+
+def test_one_cancel_outlives_two_of_them() -> None:
+    seen: list[int] = []
+
+    async def main() -> None:
+        steps = asyncio.Event()
+
+        async def command(number: int) -> None:
+            await steps.wait()
+            await asyncio.sleep(0)
+            seen.append(number)
+
+        async def caller() -> None:
+            await to_the_end(command(1))
+            await to_the_end(command(2))
+            await asyncio.Event().wait()
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(caller())
+            await asyncio.sleep(0)
+            task.cancel()
+            steps.set()
+        assert task.cancelled()
+
+    _run(main)
+    assert seen == [1, 2]
+
+
+def test_a_group_that_fails_still_ends_who_was_held_back() -> None:
+    async def command() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def caller() -> None:
+        await to_the_end(command())
+        await asyncio.Event().wait()
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(caller())
+                group.create_task(fails())
+
+    _run(main)
+
+
 def test_an_error_comes_back_at_once() -> None:
     async def command() -> None:
         raise ZeroDivisionError
