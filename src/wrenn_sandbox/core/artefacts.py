@@ -57,6 +57,7 @@ class Manifest:
     sandbox_id: str = ""  # whose moment this was, as sb-<uuid>
     default_user: str = ""
     default_workdir: str = ""
+    access_token: str = field(default="", repr=False)  # what envd in this memory lets its next token be set with
     envs: dict[str, str] = field(default_factory=dict, repr=False)
     hashes: dict[str, str] = field(default_factory=dict)
     tsc_khz: int = 0  # of the host under TCG, whose guests count by it; 0 = does not matter

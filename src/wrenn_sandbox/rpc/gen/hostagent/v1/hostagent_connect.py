@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import hostagent_pb
-from .hostagent_pb import ConnectProcessRequest, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroySandboxRequest, DestroySandboxResponse, ExecRequest, ExecResponse, ExecStreamResponse, ForkSandboxRequest, ForkSandboxResponse, GetHostRequest, GetHostResponse, KillProcessRequest, KillProcessResponse, ListBuildsRequest, ListBuildsResponse, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, PauseSandboxRequest, PauseSandboxResponse, PingSandboxRequest, PingSandboxResponse, PtyAttachRequest, PtyAttachResponse, PtyKillRequest, PtyKillResponse, PtyResizeRequest, PtyResizeResponse, PtySendInputRequest, PtySendInputResponse, ReadFileRequest, ReadFileResponse, ReadFileStreamRequest, ReadFileStreamResponse, ResumeSandboxRequest, ResumeSandboxResponse, RollbackSandboxRequest, RollbackSandboxResponse, SetLifetimeRequest, SetLifetimeResponse, StartBackgroundRequest, StartBackgroundResponse, WriteFileRequest, WriteFileResponse, WriteFileStreamRequest, WriteFileStreamResponse
+from .hostagent_pb import ConnectProcessRequest, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroySandboxRequest, DestroySandboxResponse, DrainRequest, DrainResponse, ExecRequest, ExecResponse, ExecStreamResponse, ForkSandboxRequest, ForkSandboxResponse, GetHostRequest, GetHostResponse, KillProcessRequest, KillProcessResponse, ListBuildsRequest, ListBuildsResponse, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, PauseSandboxRequest, PauseSandboxResponse, PingSandboxRequest, PingSandboxResponse, PtyAttachRequest, PtyAttachResponse, PtyKillRequest, PtyKillResponse, PtyResizeRequest, PtyResizeResponse, PtySendInputRequest, PtySendInputResponse, ReadFileRequest, ReadFileResponse, ReadFileStreamRequest, ReadFileStreamResponse, ResumeSandboxRequest, ResumeSandboxResponse, RollbackSandboxRequest, RollbackSandboxResponse, SetLifetimeRequest, SetLifetimeResponse, StartBackgroundRequest, StartBackgroundResponse, WriteFileRequest, WriteFileResponse, WriteFileStreamRequest, WriteFileStreamResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -137,6 +137,12 @@ class HostAgentService(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def connect_process(self, request: ConnectProcessRequest, ctx: RequestContext[ConnectProcessRequest, ExecStreamResponse], /) -> AsyncIterator[ExecStreamResponse]:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def drain(self, request: DrainRequest, ctx: RequestContext[DrainRequest, DrainResponse], /) -> AsyncIterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     async def get_host(self, request: GetHostRequest, ctx: RequestContext[GetHostRequest, GetHostResponse], /) -> GetHostResponse:
@@ -448,6 +454,17 @@ class HostAgentServiceASGIApplication(ConnectASGIApplication[HostAgentService]):
                         stream_type=StreamType.SERVER_STREAM,
                     ),
                     function=svc.connect_process,
+                ),
+                "/hostagent.v1.HostAgentService/Drain": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="Drain",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=DrainRequest,
+                        output=DrainResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.drain,
                 ),
                 "/hostagent.v1.HostAgentService/GetHost": Endpoint.unary(
                     method=MethodInfo(
@@ -1024,6 +1041,29 @@ class HostAgentServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def drain(
+        self,
+        request: DrainRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="Drain",
+                service_name="hostagent.v1.HostAgentService",
+                input=DrainRequest,
+                output=DrainResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     async def get_host(
         self,
         request: GetHostRequest,
@@ -1155,6 +1195,12 @@ class HostAgentServiceSync(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def connect_process(self, request: ConnectProcessRequest, ctx: RequestContext[ConnectProcessRequest, ExecStreamResponse], /) -> Iterator[ExecStreamResponse]:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def drain(self, request: DrainRequest, ctx: RequestContext[DrainRequest, DrainResponse], /) -> Iterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def get_host(self, request: GetHostRequest, ctx: RequestContext[GetHostRequest, GetHostResponse], /) -> GetHostResponse:
@@ -1464,6 +1510,17 @@ class HostAgentServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.SERVER_STREAM,
                     ),
                     function=service.connect_process,
+                ),
+                "/hostagent.v1.HostAgentService/Drain": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="Drain",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=DrainRequest,
+                        output=DrainResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.drain,
                 ),
                 "/hostagent.v1.HostAgentService/GetHost": EndpointSync.unary(
                     method=MethodInfo(
@@ -2034,6 +2091,29 @@ class HostAgentServiceClientSync(ConnectClientSync):
                 service_name="hostagent.v1.HostAgentService",
                 input=ConnectProcessRequest,
                 output=ExecStreamResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def drain(
+        self,
+        request: DrainRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="Drain",
+                service_name="hostagent.v1.HostAgentService",
+                input=DrainRequest,
+                output=DrainResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.SERVER_STREAM,
             ),
