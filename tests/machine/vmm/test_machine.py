@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from tests.contract.drivers import PATIENCE_S, Bench, Moment, qemu_bench, ticking, ticks, traces
-from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.errors import Exhausted, Unavailable
 from wrenn_sandbox.core.slots import GATEWAY_IP, GUEST_IP
 from wrenn_sandbox.disk import overlay
 from wrenn_sandbox.net.tap import open_tap
@@ -178,10 +178,10 @@ def test_an_overlay_that_is_none_is_refused_and_let_go_of(bench: Bench) -> None:
         rubbish = spec.files.disk.with_name("rubbish.qcow2")
         rubbish.write_bytes(b"no image" * 10_000)
         async with bench.driver.restore(spec, bench.base.state) as machine:
-            before = _descriptors(machine.pid)
             with pytest.raises(Unavailable, match="qcow2"):
                 await machine.snapshot(bench.directory / "never", rubbish)
-            assert _descriptors(machine.pid) == before
+            held = [entry.readlink().name for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
+            assert not [name for name in held if name.startswith(("rubbish", "never"))]
             assert rubbish.stat().st_uid == 0
             await machine.resume()
             await ticking(machine)
@@ -189,8 +189,27 @@ def test_an_overlay_that_is_none_is_refused_and_let_go_of(bench: Bench) -> None:
     _run(main)
 
 
-def _descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+@pytest.mark.parametrize("room", [0, 4096])
+def test_a_state_that_finds_no_room_says_so(bench: Bench, tmp_path: Path, room: int) -> None:
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        above = spec.files.disk.with_name("above.qcow2")
+        overlay.create(above, spec.files.disk, "qcow2")
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            with pytest.raises(Exhausted) as caught:
+                await machine.snapshot(tmp_path / "state", above)
+            assert caught.value.slug == "host_disk_full"
+            assert not (tmp_path / "state").exists()
+            assert await machine.writes_to(spec.files.disk)
+            await machine.resume()
+            await ticking(machine)
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True)
+    try:
+        (tmp_path / "filler").write_bytes(bytes(65536 - room))
+        _run(main)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_long_chain_of_layers_is_restored_and_grows(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from wrenn_sandbox.core.errors import NotFound, Unavailable
+from wrenn_sandbox.disk.durability import disk_errors
 from wrenn_sandbox.vmm import ram, record
 from wrenn_sandbox.vmm.cancels import in_thread, to_the_end
 from wrenn_sandbox.vmm.driver import Exit, MachineSpec, Ram
@@ -29,6 +30,7 @@ from wrenn_sandbox.vmm.qemu.tsc import host_tsc_khz
 LOAD_LIMIT_S = 20.0
 #: From the end of the connection to the end of the process.
 _DEATH_LIMIT_S = 2.0
+_STATE_ROOM_BYTES = 64 * 1024  # states have 5 to 13 KB
 _RUNNING_EVENT = "RESUME"  # sent whenever the vCPUs start
 
 
@@ -96,8 +98,10 @@ class QemuMachine:
         try:
             await self._monitor.add_fd(fd, fdset, "state")
             yield fdset
-        except BaseException:
+        except BaseException as error:
             state.unlink()
+            if isinstance(error, Unavailable) and error.slug == "vmm_refused":
+                _require_room(fd)
             raise
         finally:
             os.close(fd)
@@ -208,6 +212,12 @@ async def _explained(process: Process, logs: Logs) -> AsyncIterator[None]:
             reason = ending.describe(process.code, logs.console.text(), logs.stderr.text())
             raise Unavailable(reason, slug="vmm_failed") from error
         raise
+
+
+def _require_room(fd: int) -> None:
+    """Raise Exhausted when there is no room for a state: QEMU does not say why it could not write one."""
+    with disk_errors("the state of a machine"):
+        os.posix_fallocate(fd, 0, _STATE_ROOM_BYTES)
 
 
 async def _require_loaded(monitor: Monitor, spec: MachineSpec) -> None:

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from tests.unit.vmm.specs import SPEC
-from wrenn_sandbox.core.errors import NotFound, Unavailable
+from wrenn_sandbox.core.errors import Exhausted, NotFound, Unavailable
 from wrenn_sandbox.vmm.driver import Ram
 from wrenn_sandbox.vmm.log import Log, new_log
 from wrenn_sandbox.vmm.process import Process
@@ -132,6 +132,17 @@ def test_a_snapshot_that_fails_leaves_no_file_and_covers_nothing(tmp_path: Path,
     assert not state.exists()
     assert monitor.commands[-1] == "remove-fd"
     assert "cover with node" not in monitor.commands
+
+
+def test_a_full_disk_is_told_from_another_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(Exhausted) as caught:
+        asyncio.run(_machine(_Monitor("xen-save-devices-state")).snapshot(tmp_path / "state"))
+    assert caught.value.slug == "host_disk_full"
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_cleanup_that_fails_does_not_undo_a_snapshot(tmp_path: Path) -> None:
