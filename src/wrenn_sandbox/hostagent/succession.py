@@ -36,9 +36,12 @@ from wrenn_sandbox.hostagent.threads import in_thread
 
 log = structlog.get_logger()
 
+#: Creates are let in after so long even if a machine has not been taken over yet: whoever uses that one waits on.
+TAKE_OVER_LIMIT_S = 20.0
+
 
 async def take_over(registry: Registry) -> list[Path]:
-    """List everything that an earlier agent left as sandboxes; returns when each runs again or is known not to.
+    """List everything that an earlier agent left as sandboxes; returns when they run again, or are known not to.
 
     What it returns are the directories of machines that are no sandboxes, for the caller to clear away.
     """
@@ -53,14 +56,20 @@ async def take_over(registry: Registry) -> list[Path]:
     claims = Claims(frozenset(each.parent for each in records), frozenset(each.memory for each in records))
     await host.builds.collect(claims)
     registry.take_in([*found, *await _paused_ones(host, held, {sandbox.request.id for sandbox in found})])
-    for sandbox in found:
-        try:
-            await sandbox.started()
-        except WrennError as error:
-            log.error("sandbox lost", sandbox=str(sandbox.request.id), slug=error.slug, reason=error.message)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TAKE_OVER_LIMIT_S):
+            for sandbox in found:
+                await _heard_of(sandbox)
     if swept or found:
         log.info("took over from another agent", sandboxes=len(found), half_made_builds=swept)
     return left
+
+
+async def _heard_of(sandbox: Sandbox) -> None:
+    try:
+        await sandbox.started()
+    except WrennError as error:
+        log.error("sandbox lost", sandbox=str(sandbox.request.id), slug=error.slug, reason=error.message)
 
 
 async def leave(registry: Registry, limit_s: float) -> None:

@@ -84,6 +84,7 @@ class NamespacePool:
         self._open = False
         self._failed = False
         self._places = asyncio.Semaphore(_PARALLEL_MAKES)
+        self._all_places = asyncio.Lock()
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -130,14 +131,21 @@ class NamespacePool:
     async def sweep(self) -> int:
         """Remove every namespace and link of this tag that is not ours; returns how many names went."""
         async with AsyncExitStack() as stack:
-            for _ in range(_PARALLEL_MAKES):  # nothing new is made meanwhile
-                await stack.enter_async_context(self._places)
+            await stack.enter_async_context(self._nothing_made())
             work = partial(sweep, self._options.tag, self._options.pools, set(self._kept), rules=not self._open)
             count = await run_to_end(stack.enter_context(ThreadPoolExecutor(1, "net-sweep")), work)
             for number in self._blocked:
                 self._numbers.give_back(number)
             self._blocked.clear()
         return count
+
+    @asynccontextmanager
+    async def _nothing_made(self) -> AsyncIterator[None]:
+        """No slot is being made within the context. One at a time may wait for that: two would wait for each other."""
+        async with self._all_places, AsyncExitStack() as stack:
+            for _ in range(_PARALLEL_MAKES):
+                await stack.enter_async_context(self._places)
+            yield
 
     @asynccontextmanager
     async def _lent(self, policy: NetworkPolicy, take: Callable[[], Awaitable[SlotLink]]) -> AsyncIterator[SlotLink]:
@@ -167,8 +175,7 @@ class NamespacePool:
     async def _take_over(self, number: int) -> SlotLink:
         waiter: asyncio.Future[SlotLink] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
-            for _ in range(_PARALLEL_MAKES):  # nobody is looking at this very number
-                await stack.enter_async_context(self._places)
+            await stack.enter_async_context(self._nothing_made())  # nobody is looking at this very number
             if not self._open:
                 raise Unavailable("The network of this host is not up.", slug="network_down")
             if number not in self._blocked and not self._numbers.claim(number):

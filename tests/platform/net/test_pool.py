@@ -93,6 +93,25 @@ def test_a_slot_of_a_dead_agent_is_taken_over_with_its_machine(here: w.World) ->
     asyncio.run(scene())
 
 
+def test_many_slots_of_dead_agents_are_taken_over_at_once(here: w.World) -> None:
+    async def scene() -> None:
+        await crashed_agent(here.tag)
+        numbers = [int(name.rpartition("-")[2]) for name in namespace.names(here.tag)]
+        assert len(numbers) == 3
+        async with NamespacePool(PoolOptions(tag=here.tag, warm=3)) as pool:
+
+            async def take(number: int) -> None:
+                async with pool.adopt(number, NetworkPolicy()) as link:
+                    assert link.slot.index == number
+
+            async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+                for number in numbers:
+                    group.create_task(take(number))
+            await pool.sweep()
+
+    asyncio.run(scene())
+
+
 def test_a_released_slot_goes_and_a_fresh_one_takes_its_place(here: w.World) -> None:
     async def scene() -> None:
         async with NamespacePool(PoolOptions(tag=here.tag, warm=1)) as pool:
