@@ -59,19 +59,25 @@ KEEP_ALIVE_S = 75
 _BACKLOG = 1024
 _GRACE_S = 3
 _TAKE_OVER_AGAIN_S = 5.0
+#: A supervisor that dies is told to us once for each of our threads (PR_SET_PDEATHSIG, prctl(2)): that is one signal.
+_SAME_SIGNAL_S = 1.0
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. A second signal, or one before we serve, cuts the way out short."""
+    """Serve until SIGTERM or SIGINT. A second one cuts the way out short, and so ends the machines that still run."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(_serve(settings, stop))
+        patience_ends_s = float("inf")
 
         def on_signal() -> None:
-            if stop.is_set():
+            nonlocal patience_ends_s
+            if loop.time() > patience_ends_s:
                 serving.cancel()
-            stop.set()
+            elif not stop.is_set():
+                patience_ends_s = loop.time() + _SAME_SIGNAL_S
+                stop.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
