@@ -1,51 +1,39 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+import threading
 
 import pytest
 
-from wrenn_sandbox.hostagent import threads
-from wrenn_sandbox.hostagent.threads import threaded
-from wrenn_sandbox.vmm import cancels
+from wrenn_sandbox.hostagent.threads import in_thread
 
 
-def test_there_is_one_way_into_a_thread() -> None:
-    assert threads.in_thread is cancels.in_thread
-
-
-def test_a_context_in_threads_is_left_whatever_comes_between(run) -> None:
+def test_result_and_error_come_back(run) -> None:
     async def work() -> None:
-        left: list[str] = []
+        assert await in_thread(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await in_thread(divmod, 1, 0)
 
-        @contextmanager
-        def context(*, translate: bool = False):
-            try:
-                yield "entered"
-            except ValueError as error:
-                if translate:
-                    raise KeyError("translated") from error
-                raise
-            finally:
-                left.append("left")
+    run(work)
 
-        async with threaded(context()) as value:
-            assert value == "entered"
-        with pytest.raises(ValueError):
-            async with threaded(context()):
-                raise ValueError
-        with pytest.raises(KeyError):
-            async with threaded(context(translate=True)):
-                raise ValueError
+
+def test_a_cancel_waits_for_the_thread(run) -> None:
+    async def work() -> None:
+        begun, go_on, done = threading.Event(), threading.Event(), []
+
+        def blocking() -> None:
+            begun.set()
+            go_on.wait(10)
+            done.append(True)
+
         async with asyncio.TaskGroup() as group:
-
-            async def hang() -> None:
-                async with threaded(context()):
-                    await asyncio.Event().wait()
-
-            task = group.create_task(hang())
-            await asyncio.sleep(0.01)
+            task = group.create_task(in_thread(blocking))
+            while not begun.is_set():
+                await asyncio.sleep(0)
             task.cancel()
-        assert left == ["left"] * 4
+            await asyncio.sleep(0)
+            assert not task.done() and done == []
+            go_on.set()
+        assert task.cancelled() and done == [True]
 
     run(work)
