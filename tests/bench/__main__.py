@@ -12,10 +12,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import container, floor, product
+from tests.bench import container, floor, product, snapshots
 from tests.bench.figures import Row, Series, table
 from tests.running import IMAGES_DIR, Platform, platform
 from wrenn_sandbox.core.spec import DEFAULT_SHAPE
+from wrenn_sandbox.hostagent.host import Base
 from wrenn_sandbox.hostagent.templates import load_base
 from wrenn_sandbox.image.catalog import Catalog
 
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
                 *_exec(wrenn, 20 if quick else 100),
                 *_many(wrenn, times),
                 *_streams(wrenn, 128 if quick else GIB_IN_MIB),
+                *snapshots.rows(wrenn, Path(scratch), _base().directory, times),
             ]
     print(f"\n{_heading()}\n\n{table(rows)}")
     return 1 if any(row.held is False for row in rows) else 0
@@ -53,10 +55,8 @@ def _heading() -> str:
 
 def _first_command(wrenn: Platform, scratch: Path, times: int) -> list[Row]:
     rows = []
-    bases = (load_base(p) for p in (IMAGES_DIR / "bases").iterdir() if not p.name.startswith("."))
-    current = Catalog(IMAGES_DIR).current()
-    base = next(b for b in bases if b.manifest.shape == DEFAULT_SHAPE and b.manifest.artefacts == current)
-    with container.mounted(Catalog(IMAGES_DIR).rootfs(current.rootfs), scratch / "root") as root:
+    base = _base()
+    with container.mounted(Catalog(IMAGES_DIR).rootfs(base.manifest.artefacts.rootfs), scratch / "root") as root:
         for command in (TRUE, SHELL):
             name = " ".join(command)
             bare, ours, creates = Series("floor"), Series("ours"), Series("create")
@@ -74,6 +74,13 @@ def _first_command(wrenn: Platform, scratch: Path, times: int) -> list[Row]:
             ]
             print(f"{name}: ours {ours}; floor {bare}; ratio {ratio:.2f}", flush=True)
     return rows
+
+
+def _base() -> Base:
+    """The template that a sandbox of the default shape is restored from."""
+    bases = (load_base(p) for p in (IMAGES_DIR / "bases").iterdir() if not p.name.startswith("."))
+    current = Catalog(IMAGES_DIR).current()
+    return next(b for b in bases if b.manifest.shape == DEFAULT_SHAPE and b.manifest.artefacts == current)
 
 
 async def _alternate(

@@ -32,6 +32,7 @@ from wrenn_sandbox.vmm.driver import MachineFiles, MachineSpec
 from wrenn_sandbox.vmm.process import start
 from wrenn_sandbox.vmm.qemu import argv
 from wrenn_sandbox.vmm.qemu.argv import Mode
+from wrenn_sandbox.vmm.ram import locate, private_pages
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,35 @@ class Floor:
 
     def restore_and_run(self, command: tuple[str, ...]) -> float:
         """Milliseconds from starting QEMU to the end of the command's output."""
+        with self._machine() as (_, started):
+            _run(self.host_ip, command)
+            return (time.monotonic() - started) * 1000
+
+    def capture(self, command: tuple[str, ...], size: int) -> float:
+        """Milliseconds to stop a machine that ran ``command``, save its state and copy ``size`` bytes of its RAM."""
+        with self._machine() as (pid, _):
+            _run(self.host_ip, command)
+            ram = locate(pid, self.base / "memory")
+            pages = private_pages(ram)[: -(-size // PAGE)]
+            time.sleep(0.3)
+            with socket.socket(socket.AF_UNIX) as monitor, (self.scratch / "layer").open("wb", buffering=0) as layer:
+                lines = _connected(self.scratch / "qmp", monitor)
+                memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+                started = time.monotonic()
+                _command(lines, {"execute": "stop"})
+                save = {"filename": str(self.scratch / "saved"), "live": False}
+                _command(lines, {"execute": "xen-save-devices-state", "arguments": save})
+                for first, count in _runs(pages.tolist()):
+                    layer.write(os.pread(memory, count * PAGE, ram.address + first * PAGE))
+                took = (time.monotonic() - started) * 1000
+                os.close(memory)
+            (self.scratch / "layer").unlink()
+            (self.scratch / "saved").unlink()
+            return took
+
+    @contextmanager
+    def _machine(self) -> Iterator[tuple[int, float]]:
+        """A restored guest with its identity: its pid, and when QEMU was started."""
         spec = self._spec()
         with _listening(self.scratch) as server, _opened(self.base / "state") as state:
             words = _outside(spec)
@@ -55,8 +85,7 @@ class Floor:
             try:
                 _load(self.scratch / "qmp")
                 _initialise(self.host_ip)
-                _run(self.host_ip, command)
-                return (time.monotonic() - started) * 1000
+                yield pid, started
             finally:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -89,6 +118,7 @@ class Floor:
 
 
 TOKEN = "floor-token"
+PAGE = 4096
 
 
 @asynccontextmanager
@@ -135,17 +165,34 @@ def _opened(path: Path) -> Iterator[int]:
 
 def _load(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as monitor:
-        monitor.connect(str(path))
-        lines = monitor.makefile("rw")
-        lines.readline()
-        for command in (
-            {"execute": "qmp_capabilities"},
-            {"execute": "migrate-incoming", "arguments": {"uri": f"file:/dev/fdset/{argv.STATE_FDSET}"}},
-        ):
-            _command(lines, command)
+        lines = _connected(path, monitor)
+        incoming = {"uri": f"file:/dev/fdset/{argv.STATE_FDSET}"}
+        _command(lines, {"execute": "migrate-incoming", "arguments": incoming})
         while _command(lines, {"execute": "query-status"})["status"] == "inmigrate":
             time.sleep(0.001)
         _command(lines, {"execute": "cont"})
+
+
+def _connected(path: Path, monitor: socket.socket) -> object:
+    monitor.connect(str(path))
+    lines = monitor.makefile("rw")
+    lines.readline()
+    _command(lines, {"execute": "qmp_capabilities"})
+    return lines
+
+
+def _runs(pages: list[int]) -> Iterator[tuple[int, int]]:
+    """Neighbours as first page and count."""
+    first = previous = None
+    for page in pages:
+        if first is None:
+            first = page
+        elif page != previous + 1:
+            yield first, previous - first + 1
+            first = page
+        previous = page
+    if first is not None:
+        yield first, previous - first + 1
 
 
 def _command(lines: object, command: dict[str, object]) -> dict[str, object]:

@@ -6,29 +6,37 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
+from unittest.mock import patch
 
+import numpy as np
+
+from wrenn_sandbox.core.extents import PAGE
 from wrenn_sandbox.core.slots import LAST_SLOT, slot
 from wrenn_sandbox.core.spec import Shape
 from wrenn_sandbox.disk import overlay
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.image.initramfs import archive
-from wrenn_sandbox.vmm.driver import Driver, Machine, MachineFiles, MachineSpec
+from wrenn_sandbox.vmm import ram
+from wrenn_sandbox.vmm.driver import Driver, Machine, MachineFiles, MachineSpec, Patch
 from wrenn_sandbox.vmm.fake import FakeDriver
 from wrenn_sandbox.vmm.keeper import descendants
 from wrenn_sandbox.vmm.qemu.driver import QemuDriver
+from wrenn_sandbox.vmm.qemu.qmp import Monitor
 
 IMAGES = Path(os.environ.get("WRENN_IMAGES_DIR", "/var/lib/wrenn/images"))
 SHAPE = Shape(vcpus=1, memory_mib=256)
 PATIENCE_S = 90.0
+Action = Callable[[], Awaitable[None]]
 NAME = f"contract-{os.getpid()}"
 _SLOTS = itertools.count(LAST_SLOT - 1, -1)
 
-#: Counts in memory and on its disk, where a restored machine must go on; answers pings when it has a network.
+#: Counts in memory and on its disk, where a restored machine must go on, and leaves block n of the disk as a trail of
+#: tick n, which is there before tick n + 1 is told; answers pings when it has a network.
 TICKING_GUEST = b"""#!/bin/busybox sh
 B=/bin/busybox
 $B mount -t proc proc /proc
@@ -42,6 +50,7 @@ while :; do
     n=$((n + 1))
     echo "tick $n disk $($B head -c 8 /dev/vda) tools $($B head -c 5 /dev/vdb)"
     $B printf '%08d' $n >/dev/vda
+    $B printf '%08d' $n | $B dd of=/dev/vda bs=4096 seek=$n conv=notrunc 2>/dev/null
     $B sync
     $B usleep 50000
 done
@@ -95,6 +104,42 @@ class Base:
     state: Path
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A snapshot of a restored machine: ``layers`` of its disk, nearest first, and the pages that were its own."""
+
+    state: Path
+    layers: tuple[Path, ...]
+    patches: tuple[Patch, ...]
+
+
+#: A page that the ticking guests leave alone: above what its kernel is told of (mem=), and nobody's in the fake.
+FREE_PAGE = (SHAPE.memory_mib - 8) * 256
+
+
+def poke(machine: Machine, text: bytes, page: int = FREE_PAGE) -> None:
+    """Write a page of the guest's memory from outside."""
+    content = np.frombuffer(text.ljust(PAGE, b"."), dtype=np.uint8).reshape(1, PAGE)
+    ram.write_from(machine.ram, np.array([page]), content)
+
+
+def peek(machine: Machine, page: int = FREE_PAGE) -> bytes:
+    """What ``poke`` wrote."""
+    content = np.empty((1, PAGE), dtype=np.uint8)
+    ram.read_into(machine.ram, np.array([page]), content)
+    return content.tobytes().rstrip(b".")
+
+
+def own_pages(machine: Machine, target: Path) -> tuple[Patch, ...]:
+    """The pages that the machine does not share with its base, kept in the new file ``target``."""
+    pages = ram.private_pages(machine.ram)
+    content = np.empty((len(pages), PAGE), dtype=np.uint8)
+    ram.read_into(machine.ram, pages, content)
+    with target.open("xb") as file:
+        file.write(content.data)
+    return tuple(Patch(int(page) * PAGE, PAGE, target, n * PAGE) for n, page in enumerate(pages))
+
+
 class Bench:
     """One driver with a directory to work in."""
 
@@ -139,11 +184,28 @@ class Bench:
 
     async def restore_spec(self) -> MachineSpec:
         """A machine to be restored from the base, on an overlay of its own."""
-        base = (await self.baked()).spec.files
+        base = await self.baked()
+        return await self.spec_from(Moment(base.state, (base.spec.files.disk, *base.spec.files.backing), ()))
+
+    async def spec_from(self, moment: Moment) -> MachineSpec:
+        """A machine to be restored from ``moment``, on an overlay of its own."""
+        memory = (await self.baked()).spec.files.memory
         spec = self.new_spec()
         spec.files.disk.unlink()
-        overlay.create(spec.files.disk, base.disk, "qcow2")
-        return replace(spec, files=replace(spec.files, memory=base.memory, backing=(base.disk, *base.backing)))
+        overlay.create(spec.files.disk, moment.layers[0], "qcow2")
+        files = replace(spec.files, memory=memory, backing=moment.layers, patches=moment.patches)
+        return replace(spec, files=files)
+
+    async def taken(self, machine: Machine, layers: Sequence[Path], above: Path) -> Moment:
+        """A snapshot that lets the machine, stopped now, go on above ``layers`` on the new overlay ``above``."""
+        overlay.create(above, layers[0], "qcow2")
+        state = above.with_suffix(".state")
+        await machine.snapshot(state, above)
+        return Moment(state, tuple(layers), own_pages(machine, above.with_suffix(".pages")))
+
+    def failing(self, step: str, action: Action) -> AbstractContextManager[None]:
+        """``action`` is awaited before every ``step`` (its names are the fake's) of any machine."""
+        raise NotImplementedError
 
     def boot(self, spec: MachineSpec) -> AbstractAsyncContextManager[Ticking]:
         return self.driver.boot(spec)  # type: ignore[return-value]
@@ -188,14 +250,59 @@ def ticking_process(spec: MachineSpec) -> Sequence[str]:
     return (sys.executable, "-c", TICKING_PROCESS, spec.host_ip)
 
 
-def fake_bench(directory: Path) -> Bench:
+class FakeBench(Bench):
     """The fake VMM over a stand-in for envd."""
-    raw = _raw(directory)
 
-    def files(place: Path) -> MachineFiles:
-        return MachineFiles(raw, raw, raw, raw, place / "disk.qcow2", (raw,), place / "memory")
+    def __init__(self, directory: Path) -> None:
+        raw = _raw(directory)
 
-    return Bench(directory, FakeDriver(ticking_process), files, "")
+        def files(place: Path) -> MachineFiles:
+            return MachineFiles(raw, raw, raw, raw, place / "disk.qcow2", (raw,), place / "memory")
+
+        super().__init__(directory, FakeDriver(ticking_process, faults=self._step), files, "")
+        self._actions: dict[str, Action] = {}
+
+    @contextmanager
+    def failing(self, step: str, action: Action) -> Iterator[None]:
+        self._actions[step] = action
+        try:
+            yield
+        finally:
+            del self._actions[step]
+
+    async def _step(self, name: str) -> None:
+        if name in self._actions:
+            await self._actions[name]()
+
+
+class QemuBench(Bench):
+    """QEMU, with the commands that are its steps."""
+
+    _COMMANDS: ClassVar[dict[str, str]] = {
+        "load": "migrate-incoming",
+        "pause": "stop",
+        "state": "xen-save-devices-state",
+        "overlay": "blockdev-snapshot",
+        "settle": "remove-fd",
+        "resume": "cont",
+    }
+
+    @contextmanager
+    def failing(self, step: str, action: Action) -> Iterator[None]:
+        real = Monitor.execute
+
+        async def execute(monitor: Monitor, command: str, **arguments: object) -> object:
+            if command == self._COMMANDS[step]:
+                await action()
+            return await real(monitor, command, **arguments)
+
+        with patch.object(Monitor, "execute", execute):
+            yield
+
+
+def fake_bench(directory: Path) -> Bench:
+    """The fake, which never goes on where it was: its guest starts anew beside its old memory."""
+    return FakeBench(directory)
 
 
 def qemu_bench(directory: Path) -> Bench:
@@ -218,7 +325,7 @@ def qemu_bench(directory: Path) -> Bench:
             memory=place / "memory",
         )
 
-    return Bench(directory, QemuDriver("tcg", "max"), files, "rdinit=/ticking")
+    return QemuBench(directory, QemuDriver("tcg", "max"), files, f"rdinit=/ticking mem={SHAPE.memory_mib - 16}M")
 
 
 def _raw(directory: Path) -> Path:

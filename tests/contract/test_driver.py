@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.contract.drivers import PATIENCE_S, Bench, fake_bench, qemu_bench, ticking, ticks, traces
+from tests.contract.drivers import (
+    FREE_PAGE,
+    PATIENCE_S,
+    Bench,
+    Moment,
+    Ticking,
+    fake_bench,
+    peek,
+    poke,
+    qemu_bench,
+    ticking,
+    ticks,
+    traces,
+)
 from wrenn_sandbox.core.errors import NotFound, Unavailable
+from wrenn_sandbox.disk import overlay
+from wrenn_sandbox.vmm.driver import MachineSpec
 from wrenn_sandbox.vmm.record import RECORD
 
 
@@ -69,10 +88,15 @@ def _alive(pid: int) -> bool:
 
 def test_a_booted_machine_runs_until_its_context_is_left(bench: Bench) -> None:
     async def main() -> None:
-        async with bench.boot(bench.new_spec()) as machine:
+        spec = bench.new_spec()
+        async with bench.boot(spec) as machine:
             assert _alive(machine.pid)
             await ticking(machine)
             pid = machine.pid
+            poke(machine, b"the file is the memory")
+            with spec.files.memory.open("rb") as file:
+                file.seek(FREE_PAGE * 4096)
+                assert file.read(22) == b"the file is the memory"
         assert not Path(f"/proc/{pid}").exists()
 
     _run(main)
@@ -197,34 +221,129 @@ def test_a_state_that_is_none_is_refused_with_a_reason(bench: Bench) -> None:
     _run(main)
 
 
+def _digests(paths: Sequence[Path]) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+async def _returned_to(bench: Bench, moment: Moment, text: bytes) -> int:
+    """Restore ``moment``, in which ``text`` had been poked; the number of the first tick."""
+    async with bench.driver.restore(await bench.spec_from(moment), moment.state) as machine:
+        assert peek(machine) == text
+        await ticking(machine)
+        return int(re.search(r"^tick (\d+)", machine.console, re.M)[1])
+
+
+def test_a_machine_goes_on_after_each_snapshot_and_each_can_be_returned_to(bench: Bench) -> None:
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        one, two = (spec.files.disk.with_name(f"{name}.qcow2") for name in ("one", "two"))
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            await ticking(machine)
+            poke(machine, b"first")
+            moments = [await bench.taken(machine, (spec.files.disk, *spec.files.backing), one)]
+            before = _digests(moments[0].layers)
+            numbers = [ticks(machine)]
+            await machine.resume()
+            await ticking(machine)
+            poke(machine, b"second")
+            moments.append(await bench.taken(machine, (one, *moments[0].layers), two))
+            numbers.append(ticks(machine))
+            assert [await machine.writes_to(path) for path in (two, one, spec.files.disk)] == [True, False, False]
+            await machine.resume()
+            await ticking(machine)
+            for moment, number, text in zip(moments, numbers, (b"first", b"second"), strict=True):
+                first = await _returned_to(bench, moment, text)
+                assert first == (number + 1 if bench.driver.capabilities.driver == "qemu" else 1)
+            assert _digests(moments[0].layers) == before
+            await ticking(machine)
+
+    _run(main)
+
+
+async def _still_whole(bench: Bench, machine: Ticking, disk: Path) -> None:
+    """The machine goes on, on ``disk``, and can be snapshotted."""
+    assert await machine.writes_to(disk)
+    await machine.resume()
+    await ticking(machine)
+    await bench.taken(machine, (disk,), disk.with_name("whole.qcow2"))
+    await machine.resume()
+    await ticking(machine)
+
+
+@pytest.mark.parametrize("step", ["none", "pause", "state", "overlay"])
+def test_a_snapshot_that_fails_changes_nothing(bench: Bench, step: str) -> None:
+    async def refuse() -> None:
+        raise Unavailable("no", slug="vmm_refused")
+
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        above, state = spec.files.disk.with_name("above.qcow2"), spec.files.disk.with_name("failed.state")
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            if step == "none":
+                with pytest.raises(FileNotFoundError):
+                    await machine.snapshot(state, above)
+            else:
+                overlay.create(above, spec.files.disk, "qcow2")
+                with bench.failing(step, refuse), pytest.raises(Unavailable):
+                    await machine.snapshot(state, above)
+            assert not state.exists()
+            await _still_whole(bench, machine, spec.files.disk)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.001, 0.002, 0.003, 0.005, 0.008])
+def test_a_snapshot_cancelled_at_any_moment_is_done_or_not(bench: Bench, after_s: float) -> None:
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        above, state = spec.files.disk.with_name("above.qcow2"), spec.files.disk.with_name("cancelled.state")
+        overlay.create(above, spec.files.disk, "qcow2")
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            done = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(after_s):
+                    await machine.snapshot(state, above)
+                    done = True
+            assert state.exists() == await machine.writes_to(above) == done
+            await _still_whole(bench, machine, above if done else spec.files.disk)
+
+    _run(main)
+
+
 _AGENT = """
-    import asyncio, sys
+    import asyncio, os, pickle, signal, sys
     from pathlib import Path
-    from tests.contract.drivers import {bench}, Base
-    import pickle
+    from tests.contract.drivers import {bench}
+    from wrenn_sandbox.disk import overlay
+
+    async def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def main():
         bench = {bench}(Path(sys.argv[1]))
         spec, state = pickle.loads(Path(sys.argv[2]).read_bytes())
         async with bench.driver.restore(spec, state) as machine:
             print(machine.pid, flush=True)
+            if "{step}":
+                above = spec.files.disk.with_name("above.qcow2")
+                overlay.create(above, spec.files.disk, "qcow2")
+                with bench.failing("{step}", die):
+                    await machine.snapshot(above.with_suffix(".state"), above)
+                    await machine.resume()
             await asyncio.Event().wait()
 
     asyncio.run(main())
 """
 
 
-@pytest.fixture
-def orphan(bench: Bench, tmp_path: Path) -> Iterator[tuple[object, int]]:
-    """A machine whose agent has been killed: its spec and its pid."""
-    import pickle
-
+def _orphaned(bench: Bench, tmp_path: Path, step: str = "") -> tuple[MachineSpec, int]:
+    """A machine whose agent has been killed, before ``step`` of its first snapshot or doing nothing; spec and pid."""
     spec = asyncio.run(bench.restore_spec())
     assert bench.base is not None
     pickled = tmp_path / "spec"
     pickled.write_bytes(pickle.dumps((spec, bench.base.state)))
     maker = "fake_bench" if bench.driver.capabilities.driver == "fake" else "qemu_bench"
-    code = textwrap.dedent(_AGENT.format(bench=maker))
+    code = textwrap.dedent(_AGENT.format(bench=maker, step=step))
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(pickled)],
         stdout=subprocess.PIPE,
@@ -233,8 +352,33 @@ def orphan(bench: Bench, tmp_path: Path) -> Iterator[tuple[object, int]]:
     ) as agent:
         assert agent.stdout is not None
         pid = int(agent.stdout.readline())
+        if step:
+            agent.wait()
         agent.kill()
-    yield spec, pid
+    return spec, pid
+
+
+@pytest.fixture
+def orphan(bench: Bench, tmp_path: Path) -> tuple[MachineSpec, int]:
+    """A machine whose agent has been killed: its spec and its pid."""
+    return _orphaned(bench, tmp_path)
+
+
+@pytest.mark.parametrize(("step", "done"), [("state", False), ("overlay", False), ("settle", True), ("resume", True)])
+def test_a_snapshot_whose_agent_was_killed_is_done_or_not(bench: Bench, tmp_path: Path, step: str, done: bool) -> None:
+    if step == "settle" and bench.driver.capabilities.driver == "fake":
+        pytest.skip("the fake has nothing to settle")
+    spec, pid = _orphaned(bench, tmp_path, step)
+    above = spec.files.disk.with_name("above.qcow2")
+
+    async def main() -> None:
+        async with bench.driver.adopt(spec, pid) as machine:
+            assert await machine.writes_to(above) == done
+            poke(machine, b"kept")
+            await _still_whole(bench, machine, above if done else spec.files.disk)
+            assert peek(machine) == b"kept"
+
+    _run(main)
 
 
 def test_the_next_agent_adopts_a_machine_that_went_on(bench: Bench, orphan) -> None:

@@ -29,6 +29,7 @@ MANY_PARAMETERS: dict[str, str] = {
 TESTED_ELSEWHERE: dict[str, str] = {
     "db/accounts.py": "tests/contract/test_db.py",
     "db/api_keys.py": "tests/contract/test_db.py",
+    "db/builds.py": "tests/contract/test_builds.py",
     "db/hosts.py": "tests/contract/test_db.py",
     "db/migrations/env.py": "tests/contract/test_db.py",
     "db/migrations/versions/0001_initial.py": "tests/contract/test_db.py",

@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from wrenn_sandbox import __version__
-from wrenn_sandbox.cli import doctor, image, sandbox, up
+from wrenn_sandbox.cli import doctor, image, sandbox, snapshot, up
 from wrenn_sandbox.core.errors import WrennError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("doctor")(doctor.doctor)
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(image.app, name="image")
 
 

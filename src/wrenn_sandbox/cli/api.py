@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import aiohttp
 
@@ -27,6 +28,7 @@ _CHUNK = 64 * 1024
 _CLASS_OF_STATUS: dict[int, type[WrennError]] = {status: cls for cls, status in reversed(HTTP_STATUS.items())}
 
 Json = dict[str, object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,22 @@ async def connect(credentials: Credentials) -> AsyncIterator[Api]:
     """An Api whose connections close with the context."""
     async with aiohttp.ClientSession(headers={"X-API-Key": credentials.key}) as session:
         yield Api(session, credentials.url)
+
+
+def items_of(answer: Json) -> list[Json]:
+    """What a list answer lists."""
+    items = answer.get("items", [])
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def run(use: Callable[[Api], Coroutine[object, object, T]]) -> T:
+    """Do one thing with the API that the environment names."""
+
+    async def session() -> T:
+        async with connect(Credentials.find()) as api:
+            return await use(api)
+
+    return asyncio.run(session())
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> WrennError:

@@ -1,26 +1,26 @@
-"""``wrenn sandbox``: create, list, exec, shell, cp, kill."""
+"""``wrenn sandbox``: create, list, exec, shell, cp, kill; pause, resume, fork, rollback, snapshots."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
 from wrenn_sandbox.cli import terminal
-from wrenn_sandbox.cli.api import Api, Credentials, Json, connect
+from wrenn_sandbox.cli.api import Api, Json, items_of
+from wrenn_sandbox.cli.api import run as _run
+from wrenn_sandbox.cli.table import show
 from wrenn_sandbox.core.errors import Invalid
-
-T = TypeVar("T")
 
 app = typer.Typer(help="Make and use sandboxes.", no_args_is_help=True)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
+#: Everything that changed is written to a disk, or read from it.
+MOMENT_S = 360
 
 
 @app.command()
@@ -53,13 +53,8 @@ def list_(as_json: JsonFlag = False) -> None:
     if as_json:
         print(json.dumps(answer))
         return
-    from rich.console import Console  # what no other command should wait for
-    from rich.table import Column, Table
-
-    table = Table(Column("ID", no_wrap=True), "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", box=None)
-    for item in answer:
-        table.add_row(*(str(item.get(k, "")) for k in ("id", "status", "template", "vcpus", "memory_mb", "created_at")))
-    Console().print(table)
+    columns = {"ID": "id", "STATUS": "status", "TEMPLATE": "template", "VCPUS": "vcpus", "MEMORY": "memory_mb"}
+    show(columns | {"CREATED": "created_at"}, answer)
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
@@ -127,13 +122,68 @@ def kill(sandbox_ids: list[str], as_json: JsonFlag = False) -> None:
         print(json.dumps({"killed": sandbox_ids}))
 
 
+@app.command()
+def pause(sandbox_id: str, as_json: JsonFlag = False) -> None:
+    """Keep a sandbox's memory, processes and files on disk and free everything else."""
+    _change(sandbox_id, "pause", None, as_json=as_json)
+
+
+@app.command()
+def resume(
+    sandbox_id: str,
+    timeout: Annotated[int | None, typer.Option(help="New idle timeout in seconds; 0 = never.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Go on where a sandbox was paused."""
+    _change(sandbox_id, "resume", None if timeout is None else {"timeout_sec": timeout}, as_json=as_json)
+
+
+@app.command()
+def fork(
+    sandbox_id: str,
+    count: Annotated[int, typer.Option(help="How many children, 1 to 100.")] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make children that begin where a sandbox is now, and print their ids."""
+    path = f"{_path(sandbox_id)}/fork"
+    answer = _run(lambda api: api.call("POST", path, {"count": count}, timeout_s=MOMENT_S))
+    print(json.dumps(answer) if as_json else "\n".join(str(child["id"]) for child in items_of(answer)))
+
+
+@app.command()
+def rollback(
+    sandbox_id: str,
+    snapshot: Annotated[str, typer.Argument(help="A name or id that `wrenn sandbox snapshots` lists.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Put a sandbox back to a moment of its history, in place. What it did since is lost."""
+    _change(sandbox_id, "rollback", {"snapshot": snapshot}, as_json=as_json)
+
+
+@app.command()
+def snapshots(sandbox_id: str, as_json: JsonFlag = False) -> None:
+    """List the moments that a sandbox can be put back to, oldest first."""
+    answer = _run(lambda api: api.call("GET", f"{_path(sandbox_id)}/snapshots"))
+    if as_json:
+        print(json.dumps(answer))
+        return
+    columns = {"ID": "id", "KIND": "kind", "NAME": "name", "BYTES": "size_bytes", "CREATED": "created_at"}
+    marked = [item | {"now": "*" if item.get("current") else ""} for item in items_of(answer)]
+    show({"": "now", **columns, "PARENT": "parent_id"}, marked)
+
+
+def _change(sandbox_id: str, verb: str, body: object, *, as_json: bool) -> None:
+    """Have a sandbox changed and print what it is then."""
+    answer = _run(lambda api: api.call("POST", f"{_path(sandbox_id)}/{verb}", body, timeout_s=MOMENT_S))
+    print(json.dumps(answer) if as_json else answer["status"])
+
+
 async def _list_all(api: Api) -> list[Json]:
     items: list[Json] = []
     cursor = ""
     while True:
         page = await api.call("GET", f"/v1/sandboxes?limit=100{cursor}")
-        found = page.get("items", page.get("sandboxes", []))
-        items += found if isinstance(found, list) else []
+        items += items_of(page)
         if not page.get("next_cursor"):
             return items
         cursor = f"&cursor={quote(str(page['next_cursor']), safe='')}"
@@ -154,14 +204,6 @@ async def _download(api: Api, path: str, local: Path) -> None:
         temporary.replace(local)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _run(use: Callable[[Api], Coroutine[object, object, T]]) -> T:
-    async def session() -> T:
-        async with connect(Credentials.find()) as api:
-            return await use(api)
-
-    return asyncio.run(session())
 
 
 def _path(sandbox_id: str) -> str:

@@ -6,7 +6,8 @@
                └── controlplane  (API, database, proxy)
 
 They talk over loopback exactly as they would between machines. SIGINT or SIGTERM ends both: the control plane first, so
-that nothing new arrives, then the host agent, which destroys what runs.
+that nothing new arrives; then every sandbox is paused durably, or destroyed with ``--kill``; then the host agent, which
+leaves nothing when nothing runs. What could not be paused runs on, and the next ``wrenn up`` takes it over.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from wrenn_sandbox.cli.api import DEFAULT_URL, Api, Credentials, connect
 from wrenn_sandbox.cli.children import Child, kept
 from wrenn_sandbox.cli.hello import say_hello
 from wrenn_sandbox.cli.image import DEFAULT_IMAGES_DIR
+from wrenn_sandbox.cli.rest import bring_to_rest
 from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, Unavailable, WrennError
 from wrenn_sandbox.image.catalog import Catalog
 
@@ -53,6 +55,7 @@ class Options:
     database_url: str = field(repr=False)
     ready_file: Path | None
     hello: bool
+    kill: bool = False
 
 
 def up(
@@ -65,11 +68,12 @@ def up(
     database_url: Annotated[str, typer.Option(envvar="WRENN_DATABASE_URL", help="Default: SQLite in data-dir.")] = "",
     tag: Annotated[str, typer.Option(help="Keeps the names of two platforms on one machine apart.")] = "wrenn",
     hello: Annotated[bool, typer.Option(help="Run a program in a sandbox first, and print its output.")] = False,
+    kill: Annotated[bool, typer.Option(help="When interrupted, destroy sandboxes instead of pausing them.")] = False,
 ) -> None:
     """Run the platform until interrupted."""
     database_url = database_url or f"sqlite+aiosqlite:///{data_dir.absolute() / 'wrenn.db'}"
     options = Options(
-        data_dir.absolute(), images_dir.absolute(), listen, driver, domain, tag, database_url, ready_file, hello
+        data_dir.absolute(), images_dir.absolute(), listen, driver, domain, tag, database_url, ready_file, hello, kill
     )
     if driver != "fake" and os.geteuid() != 0:
         raise Denied(
@@ -95,7 +99,7 @@ async def _serve(options: Options) -> None:
             await _either(stop, serving, tasks)
             serving.cancel()
             if stop.is_set():
-                _say("stopping: destroying what runs")
+                _say("stopping")
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     finally:
@@ -113,6 +117,8 @@ async def _either(stop: asyncio.Event, serving: asyncio.Task[None], tasks: async
 async def _platform(options: Options, started: float) -> None:
     async with AsyncExitStack() as stack:
         agent = await stack.enter_async_context(kept(_host_agent(options), _say))
+        token = _token_file(options.data_dir).read_text().strip()
+        stack.push_async_callback(bring_to_rest, str(agent["url"]), token, _say, kill=options.kill)
         plane = await stack.enter_async_context(kept(_control_plane(options, str(agent["url"])), _say))
         credentials = Credentials(str(plane["url"]), _read_key(options.data_dir))
         _say(f"{agent['driver']} host agent and control plane up after {time.monotonic() - started:.1f} s")
@@ -135,7 +141,7 @@ def _host_agent(options: Options) -> Child:
         ),
         ready_file=options.data_dir / "run" / "agent.json",
         log_file=options.data_dir / "logs" / "hostagent.log",
-        stop_limit_s=70,
+        stop_limit_s=70,  # an operation that is under way is let end
     )
 
 

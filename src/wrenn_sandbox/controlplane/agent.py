@@ -25,6 +25,10 @@ _PLUMBING = frozenset({"peer_unreachable", "peer_broken"})
 _log = structlog.get_logger()
 
 
+class NotAsked(Unavailable):
+    """The call did not get as far as the host's doing anything. Any other Unavailable leaves that open."""
+
+
 class HostAgent:
     """One host's agent. ``method`` is always the name of an RPC, ``answer`` the class of its answer.
 
@@ -67,12 +71,11 @@ def _translated(method: str) -> Iterator[None]:
         yield
     except Unauthenticated as error:
         _log.error("the host agent does not take our token", reason=error.message)
-        raise Unavailable("The host agent does not accept this control plane's token: check both token files.")
+        raise NotAsked("The host agent does not accept this control plane's token: check both token files.")
     except WrennError as error:
         silent = isinstance(error, Timeout) and isinstance(error.__cause__, TimeoutError)
         if error.slug not in _PLUMBING and not silent:
             raise
         _log.warning("the host agent does not answer", method=method, reason=error.message)
-        raise Unavailable(
-            "The host of this sandbox does not answer; try again soon.", retry_after_s=_RETRY_AFTER_S
-        ) from error
+        kind = NotAsked if error.slug == "peer_unreachable" else Unavailable
+        raise kind("The host of this sandbox does not answer; try again soon.", retry_after_s=_RETRY_AFTER_S) from error

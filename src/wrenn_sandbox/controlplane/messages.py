@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID
+
 from wrenn_sandbox.core.errors import Bug, Invalid
-from wrenn_sandbox.core.ids import SandboxId, TeamId, TemplateId
+from wrenn_sandbox.core.ids import BASE_TEMPLATE_ID, BuildId, SandboxId, TeamId, TemplateId
 from wrenn_sandbox.core.lifecycle import State
-from wrenn_sandbox.core.reconcile import Seen
+from wrenn_sandbox.core.reconcile import Seen, SeenBuild
 from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy, Shape, TimeoutAction
+from wrenn_sandbox.db.builds import Build
 from wrenn_sandbox.db.sandboxes import Sandbox
+from wrenn_sandbox.db.templates import ALIASES
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 _ACTION = {
@@ -21,10 +28,10 @@ _EGRESS = {
 }
 
 
-def create_request(sandbox: Sandbox, template_name: str) -> pb.CreateSandboxRequest:
-    """What the agent needs to make ``sandbox``; ``template_name`` is the template's own name, not an alias."""
+def create_request(sandbox: Sandbox, build: BuildId | None = None) -> pb.CreateSandboxRequest:
+    """What the agent needs to make ``sandbox``, from ``build`` when there is one; the template under its own name."""
     return pb.CreateSandboxRequest(
-        template=template_name,
+        template=_own_name(sandbox),
         vcpus=sandbox.shape.vcpus,
         memory_mb=sandbox.shape.memory_mib,
         timeout_sec=sandbox.lifetime.idle_timeout_s,
@@ -32,10 +39,19 @@ def create_request(sandbox: Sandbox, template_name: str) -> pb.CreateSandboxRequ
         disk_size_mb=sandbox.disk_size_mb,
         team_id=plain_uuid(sandbox.team_id),
         template_id=plain_uuid(sandbox.template_id),
+        build_id=str(build.value) if build else "",
+        default_user=sandbox.default_user,
         default_env=sandbox.envs,
         lifetime=lifetime_message(sandbox.lifetime),
         network=network_message(sandbox.network),
         access_token=sandbox.access_token,
+    )
+
+
+def _own_name(sandbox: Sandbox) -> str:
+    """The name of its template, which the user may have called by an alias."""
+    return (
+        ALIASES.get(sandbox.template, sandbox.template) if sandbox.template_id == BASE_TEMPLATE_ID else sandbox.template
     )
 
 
@@ -76,7 +92,60 @@ def seen(info: pb.SandboxInfo) -> Seen | None:
         progress=info.progress,
         host_ip=info.host_ip,
         shape=Shape(info.vcpus, info.memory_mb) if info.vcpus and info.memory_mb else None,
+        build=_build_id(info.build_id),
     )
+
+
+def settled(intent: Build, message: pb.Build | None) -> Build:
+    """What became of an intent, as the agent says; of a paused sandbox the build may be the one there was.
+
+    Raises Bug when the agent says nothing that can be understood.
+    """
+    build = _build_id(message.build_id) if message else None
+    if message is None or build is None:
+        raise Bug("The host made a build and does not say which.")
+    return replace(
+        intent,
+        id=build,
+        parent_id=_build_id(message.parent_id),
+        size_bytes=message.size_bytes,
+        shape=Shape(message.vcpus, message.memory_mb) if message.vcpus and message.memory_mb else intent.shape,
+        created_at=datetime.fromtimestamp(message.created_at_unix, UTC)
+        if message.created_at_unix
+        else intent.created_at,
+    )
+
+
+def is_held_by(message: pb.Build | None, sandbox: SandboxId) -> bool:
+    """Whether the sandbox itself keeps the build, so that it can be resumed from it."""
+    return message is not None and str(sandbox) in message.holders
+
+
+def by_build(messages: Iterable[pb.Build]) -> dict[BuildId, pb.Build]:
+    """What the agent says of its builds, without those that are not ours to understand."""
+    return {build: message for message in messages if (build := _build_id(message.build_id)) is not None}
+
+
+def seen_build(build: BuildId, message: pb.Build) -> SeenBuild:
+    """What the agent says of one build."""
+    return SeenBuild(build, frozenset(_templates(message.holders)), message.size_bytes)
+
+
+def _templates(holders: Iterable[str]) -> Iterator[TemplateId]:
+    for holder in holders:
+        if holder.startswith(f"{TemplateId.prefix}-"):
+            try:
+                yield TemplateId.parse(holder)
+            except Invalid:
+                continue
+
+
+def _build_id(text: str) -> BuildId | None:
+    """A build's id, which travels as a plain UUID; None for nothing and for anything else."""
+    try:
+        return BuildId(UUID(text))
+    except ValueError:
+        return None
 
 
 def _lifetime(message: pb.Lifetime) -> Lifetime:

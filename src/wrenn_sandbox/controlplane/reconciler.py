@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from wrenn_sandbox.controlplane.intents import intent
+from wrenn_sandbox.controlplane.inventory import Inventory
 from wrenn_sandbox.controlplane.messages import lifetime_message, seen
 from wrenn_sandbox.controlplane.platform import Platform, now
 from wrenn_sandbox.controlplane.usecases.issue_keys import write_uses
@@ -27,14 +30,17 @@ from wrenn_sandbox.core.reconcile import (
     Memory,
     Move,
     Note,
+    NoteBuild,
     Row,
     SendLifetime,
     Timing,
     decide,
     decide_unreachable,
+    may_stay,
 )
 from wrenn_sandbox.core.spec import Lifetime
-from wrenn_sandbox.db import hosts, sandboxes
+from wrenn_sandbox.db import builds, hosts, sandboxes
+from wrenn_sandbox.db.builds import Kind
 from wrenn_sandbox.db.hosts import HostFacts
 from wrenn_sandbox.db.sandboxes import Change, Sandbox
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
@@ -42,7 +48,7 @@ from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 INTERVAL_S = 2.0
 _LIST_S = 5.0
 _REPAIR_S = 30.0
-#: Facts of the host, uses of keys and last activity are written this often at most.
+#: Builds are compared, and facts of the host, uses of keys and last activity written this often at most.
 _BOOKKEEPING_S = 10.0
 _ACTIVITY_STEP = timedelta(seconds=_BOOKKEEPING_S)
 
@@ -55,6 +61,7 @@ class Reconciler:
     def __init__(self, platform: Platform, timing: Timing | None = None) -> None:
         self._platform, self._timing = platform, timing or Timing()
         self._memory = Memory()
+        self._inventory = Inventory(platform, self._timing)
         self._kept_books_at = float("-inf")
 
     async def run(self) -> None:
@@ -74,6 +81,7 @@ class Reconciler:
         platform = self._platform
         async with platform.db.read() as connection:
             stored = await sandboxes.of_host(connection, platform.host_id, LIVE | UNTOUCHED)
+            stored += await sandboxes.resumable_failures(connection, platform.host_id)
         rows = {row.id: row for row in stored}
         compared = [self._row(row) for row in stored]
         try:
@@ -97,7 +105,8 @@ class Reconciler:
     def _row(self, row: Sandbox) -> Row:
         age_s = (now() - row.last_updated).total_seconds()
         busy = self._platform.settling.is_busy(row.id)
-        return Row(row.id, row.state, age_s, row.lifetime, row.status_reason, busy)
+        reason, build, current = row.status_reason, row.build_id, row.current_build_id
+        return Row(row.id, row.state, age_s, row.lifetime, reason, busy, build, current)
 
     async def _carry_out(self, decisions: Iterable[Decision], rows: dict[SandboxId, Sandbox]) -> None:
         for decision in decisions:
@@ -107,21 +116,25 @@ class Reconciler:
                 case Note(id=sandbox, state=state, reason=reason):
                     async with self._platform.db.write() as connection:
                         await sandboxes.note(connection, sandbox, state, reason)
+                case NoteBuild(id=sandbox, build=build) if not self._platform.settling.is_busy(sandbox):
+                    async with self._platform.db.write() as connection:
+                        await sandboxes.descend(connection, sandbox, build=build, current=build)
                 case Destroy(id=sandbox) if not self._platform.settling.is_busy(sandbox):
                     self._platform.settling.begin(sandbox, self._destroy(sandbox))
                 case SendLifetime(id=sandbox, lifetime=lifetime):
                     self._platform.settling.begin(sandbox, self._send_lifetime(sandbox, lifetime))
 
     async def _move(self, move: Move, row: Sandbox) -> None:
-        change = Change(reason=move.reason, slug=move.slug)
-        if move.state is State.RUNNING and move.seen is not None:
-            change = Change(
-                host_ip=move.seen.host_ip, shape=move.seen.shape, started=move.expected is not State.MISSING
-            )
         async with self._platform.db.write() as connection:
             moved = await sandboxes.move(
-                connection, move.id, {move.expected}, move.state, change, unchanged_since=row.last_updated
+                connection, move.id, {move.expected}, move.state, _change(move, row), unchanged_since=row.last_updated
             )
+            build = move.seen.build if move.seen is not None else None
+            if moved and move.state is State.PAUSED and build is not None:
+                intended = await builds.intended(connection, build)
+                if intended is None or intended.template_id is None:  # else a template shall come of it, too
+                    # The host's own pause has no intent of ours. Its size and parent follow with the list of builds.
+                    await builds.ready(connection, replace(intent(row, Kind.PAUSE), id=build))
         self._platform.rows.drop(move.id)
         if moved:
             _log.info("reconciled", sandbox=str(move.id), was=move.expected.value, now=move.state.value, why=move.slug)
@@ -129,8 +142,9 @@ class Reconciler:
     async def _destroy(self, sandbox: SandboxId) -> None:
         """Remove what has no right to be on the host, unless its row says otherwise by now."""
         async with self._platform.db.read() as connection:
-            state = (await sandboxes.states_of(connection, [sandbox])).get(sandbox)
-        if state in (LIVE | UNTOUCHED) - {State.STOPPING}:
+            row = await sandboxes.get_of_any_team(connection, sandbox)
+        state = row.state if row else None
+        if state is not State.STOPPING and row is not None and may_stay(row.state, row.build_id):
             return
         _log.info("destroying an orphan", sandbox=str(sandbox), row=state.value if state else None)
         request = pb.DestroySandboxRequest(sandbox_id=str(sandbox))
@@ -161,9 +175,27 @@ class Reconciler:
         if time.monotonic() - self._kept_books_at < _BOOKKEEPING_S:
             return
         self._kept_books_at = time.monotonic()
+        await self._inventory.tick()
         await write_uses(self._platform)
         agent = self._platform.agent
         host = await agent.call("GetHost", pb.GetHostRequest(), pb.GetHostResponse, timeout_s=_LIST_S)
         facts = HostFacts(host.arch, host.cpu_cores, host.memory_mb, host.disk_mb >> 10)
         async with self._platform.db.write() as connection:
             await hosts.heard_from(connection, self._platform.host_id, facts, now())
+
+
+def _change(move: Move, row: Sandbox) -> Change:
+    build = move.seen.build if move.seen is not None else None
+    if move.state is State.PAUSED:
+        return Change(move.reason, move.slug, host_ip="", build_id=build, current_build_id=build)
+    if move.state is not State.RUNNING or move.seen is None:
+        return Change(move.reason, move.slug, build_id=build)
+    began = move.expected not in (State.MISSING, State.PAUSING)
+    restored = (build or row.build_id) if move.expected is State.RESUMING else None
+    return Change(
+        host_ip=move.seen.host_ip,
+        shape=move.seen.shape,
+        started=began,
+        build_id=build,
+        current_build_id=restored,
+    )

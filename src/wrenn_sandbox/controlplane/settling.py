@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from wrenn_sandbox.core.errors import Unavailable
-from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.ids import EntityId
 
 T = TypeVar("T")
 
@@ -22,47 +22,50 @@ SETTLE_S = 10.0
 
 
 class Settling:
-    """The begun work of one control plane, and the sandboxes it is about."""
+    """The begun work of one control plane, and the sandboxes (or templates) it is about."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self._busy: Counter[SandboxId] = Counter()
+        self._busy: Counter[EntityId] = Counter()
         self._closed = False
 
-    async def finish(self, sandbox: SandboxId, work: Coroutine[object, object, T]) -> T:
-        """The result of ``work``, which goes on when the caller is cancelled. ``sandbox`` is busy meanwhile."""
+    async def finish(
+        self, subject: EntityId, work: Coroutine[object, object, T], *, also: Iterable[EntityId] = ()
+    ) -> T:
+        """The result of ``work``, which goes on when the caller is cancelled. What it is about is busy meanwhile."""
         if self._closed:
             work.close()
             raise Unavailable("The control plane is stopping; try again soon.", slug="stopping", retry_after_s=2)
-        return await asyncio.shield(self._start(sandbox, work))
+        return await asyncio.shield(self._start((subject, *also), work))
 
-    def begin(self, sandbox: SandboxId, work: Coroutine[object, object, object]) -> None:
+    def begin(self, subject: EntityId, work: Coroutine[object, object, object]) -> None:
         """Let ``work`` run to its end without waiting for it. Its error is lost: it must log what matters."""
         if self._closed:
             work.close()
             return
-        self._start(sandbox, work)
+        self._start((subject,), work)
 
-    def is_busy(self, sandbox: SandboxId) -> bool:
-        """Whether work on the sandbox is under way in this process."""
-        return self._busy[sandbox] > 0
+    def is_busy(self, subject: EntityId) -> bool:
+        """Whether work on it is under way in this process."""
+        return self._busy[subject] > 0
 
     def close(self) -> None:
         """Begin nothing new."""
         self._closed = True
 
-    def _start(self, sandbox: SandboxId, work: Coroutine[object, object, T]) -> asyncio.Future[T]:
+    def _start(self, subjects: tuple[EntityId, ...], work: Coroutine[object, object, T]) -> asyncio.Future[T]:
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         result.add_done_callback(_look_at)
-        self._busy[sandbox] += 1
+        self._busy.update(subjects)
         task = self._group.create_task(_carry(work, result))
 
         def over(_task: asyncio.Task[None]) -> None:
             work.close()  # of use only when the task was cancelled before it began
             result.cancel()
-            self._busy[sandbox] -= 1
-            if not self._busy[sandbox]:
-                del self._busy[sandbox]
+            self._busy.subtract(subjects)
+            for subject in subjects:
+                if not self._busy[subject]:
+                    del self._busy[subject]
 
         task.add_done_callback(over)
         return result

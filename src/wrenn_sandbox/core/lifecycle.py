@@ -8,6 +8,9 @@
               │           │  └────────── RESUMING ◀────────┘
               ▼           ▼
             ERROR ──▶ STOPPING ──▶ STOPPED
+
+An ERROR of a sandbox with a durable build can be left by an explicit resume from that build, too. FORK, SNAPSHOT and
+ROLLBACK leave a running sandbox RUNNING: they are short, and whoever uses it meanwhile merely waits.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ class Action(Enum):
     PAUSE = "pause"
     RESUME = "resume"
     SNAPSHOT = "snapshot"
+    FORK = "fork"
+    ROLLBACK = "rollback"
     DESTROY = "destroy"
 
 
@@ -56,6 +61,8 @@ _ALLOWED: dict[Action, frozenset[State]] = {
     Action.PAUSE: frozenset({State.RUNNING}),
     Action.RESUME: frozenset({State.PAUSED}),
     Action.SNAPSHOT: frozenset({State.RUNNING, State.PAUSED}),
+    Action.FORK: frozenset({State.RUNNING, State.PAUSED}),
+    Action.ROLLBACK: frozenset({State.RUNNING, State.PAUSED, State.ERROR}),
     Action.DESTROY: frozenset(State) - {State.STOPPED},
 }
 
@@ -89,14 +96,14 @@ def require(state: State, action: Action) -> None:
 
 #: Moves a sandbox can make. The host agent and the database both refuse any other.
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.STARTING, State.RUNNING, State.ERROR, State.STOPPING, State.STOPPED}),
+    State.PENDING: frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.ERROR, State.STOPPING, State.STOPPED}),
     State.STARTING: frozenset({State.RUNNING, State.ERROR, State.STOPPING}),
-    State.RUNNING: frozenset({State.PAUSING, State.STOPPING, State.ERROR, State.MISSING, State.STOPPED}),
-    State.PAUSING: frozenset({State.PAUSED, State.RUNNING, State.ERROR, State.STOPPING}),
-    State.PAUSED: frozenset({State.RESUMING, State.STOPPING, State.STOPPED}),
-    State.RESUMING: frozenset({State.RUNNING, State.PAUSED, State.ERROR, State.STOPPING}),
+    State.RUNNING: frozenset({State.PAUSING, State.PAUSED, State.STOPPING, State.ERROR, State.MISSING, State.STOPPED}),
+    State.PAUSING: frozenset({State.PAUSED, State.RUNNING, State.ERROR, State.STOPPING, State.MISSING, State.STOPPED}),
+    State.PAUSED: frozenset({State.RESUMING, State.RUNNING, State.STOPPING, State.STOPPED}),
+    State.RESUMING: frozenset({State.RUNNING, State.PAUSED, State.ERROR, State.STOPPING, State.STOPPED}),
     State.STOPPING: frozenset({State.STOPPED, State.ERROR}),
-    State.ERROR: frozenset({State.STOPPING, State.STOPPED}),
-    State.MISSING: frozenset({State.RUNNING, State.STOPPED, State.STOPPING, State.ERROR}),
+    State.ERROR: frozenset({State.RESUMING, State.STOPPING, State.STOPPED}),
+    State.MISSING: frozenset({State.RUNNING, State.PAUSED, State.STOPPED, State.STOPPING, State.ERROR}),
     State.STOPPED: frozenset(),
 }

@@ -5,13 +5,26 @@ made. Every decision about a row holds only while the row is as it was read; who
 
 ::
 
-    row          agent has it                             agent has it not
-    pending      running → running; error → error         error, when nobody is making it any more
-    running      error → error; stopped → stopped         error ("lost"), after a grace period
-    missing      running → running; error → error         error ("lost"), after a grace period
-    stopping     destroy, when nobody is at it any more   stopped
-    paused ...   never touched                            never touched
-    ended, none  destroy, after a grace period            nothing
+    row          agent has it                                       agent has it not
+    pending      running, paused → so; error → error                error, when nobody is making it any more
+    running      error → error; stopped → stopped; paused → paused  error ("lost"), after a grace period
+    missing      running → running; as running                      error ("lost"), after a grace period
+    pausing      when nobody is at it any more: as running          error ("lost"), after a grace period
+    resuming     when nobody is at it any more: running, paused →   paused again: its build is held
+                 so; error → error
+    stopping     destroy, when nobody is at it any more             stopped
+    paused       never touched                                      never touched
+    error that   never touched: what it can be resumed from would   never touched
+    has a build  go with it
+    ended, none  destroy, after a grace period                      nothing
+
+A pause makes a new build. So when the agent says ``paused`` with a build that the row knew already, it did not pause:
+its machine is gone, and that older moment is all there is. Nothing goes back in time by itself: it becomes an error
+that offers the build for a resume.
+
+Builds are compared likewise: an intent becomes a record when the host has the build and is forgotten when it has not;
+a record of a build that the host has no more goes, unless something needs it; a template that only the host knows is
+deleted there.
 """
 
 from __future__ import annotations
@@ -19,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.ids import BuildId, SandboxId, TemplateId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Lifetime, Shape
 
@@ -39,7 +52,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the database says of one sandbox. ``busy``: a request of this process is working on it now."""
+    """What the database says of one sandbox. ``busy``: a request of this process is working on it now.
+
+    ``build`` is its newest durable build, ``current`` the one that its present state descends from.
+    """
 
     id: SandboxId
     state: State
@@ -47,11 +63,13 @@ class Row:
     lifetime: Lifetime
     reason: str = ""
     busy: bool = False
+    build: BuildId | None = None
+    current: BuildId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the agent says of one sandbox."""
+    """What the agent says of one sandbox. ``build``: the newest durable one that is its own."""
 
     id: SandboxId
     state: State
@@ -61,6 +79,7 @@ class Seen:
     progress: str = ""
     host_ip: str = ""
     shape: Shape | None = None
+    build: BuildId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +111,14 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteBuild:
+    """Write which build a running sandbox can be resumed from into its row."""
+
+    id: SandboxId
+    build: BuildId
+
+
+@dataclass(frozen=True, slots=True)
 class SendLifetime:
     """Tell the agent the timeouts of the row again."""
 
@@ -99,7 +126,7 @@ class SendLifetime:
     lifetime: Lifetime
 
 
-Decision = Move | Destroy | Note | SendLifetime
+Decision = Move | Destroy | Note | NoteBuild | SendLifetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,34 +145,44 @@ class Plan:
     memory: Memory
 
 
-#: Rows the reconciler looks at; a sandbox with any other row, or none, has no right to be on the host.
-LIVE = frozenset({State.PENDING, State.STARTING, State.RUNNING, State.MISSING, State.STOPPING})
-#: Rows that may or may not have a sandbox on the host: nobody may conclude anything.
-UNTOUCHED = frozenset({State.PAUSED, State.PAUSING, State.RESUMING})
+#: Rows that follow what the host says.
+LIVE = frozenset(
+    {State.PENDING, State.STARTING, State.RUNNING, State.MISSING, State.PAUSING, State.RESUMING, State.STOPPING}
+)
+#: Rows that have their right to what the host keeps of them, and follow nothing.
+UNTOUCHED = frozenset({State.PAUSED})
+#: In these somebody is changing the sandbox; once nobody is, the host says what came of it.
+_IN_CHANGE = frozenset({State.PENDING, State.STARTING, State.PAUSING, State.RESUMING})
 
-_LOST = "Its host no longer knows it: the machine or the host agent was restarted. Create a new one."
+LOST_SLUG = "sandbox_lost"
+_LOST = "Its host no longer knows it: the machine or the host agent was restarted."
 _ABANDONED = "The control plane was restarted while it was being made. Create a new one."
+_NEW_ONE = "Create a new one."
+_OFFER = "Its last durable build is kept: resume it to go on from there, or destroy it."
+_TRY = "Should its last durable build still be there, a resume goes on from it."
+
+
+def may_stay(state: State | None, build: BuildId | None) -> bool:
+    """Whether a sandbox with such a row has a right to be on its host. None: there is no row."""
+    return state in LIVE | UNTOUCHED or (state is State.ERROR and build is not None)
 
 
 def decide(rows: Iterable[Row], seen: Iterable[Seen], memory: Memory, now_s: float, timing: Timing = Timing()) -> Plan:
-    """Compare the rows of a host with what its agent has just listed. Rows that have ended may be left out."""
-    by_id = {row.id: row for row in rows if row.state in LIVE | UNTOUCHED}
+    """Compare the rows of a host with what its agent has just listed. Rows that may not stay may be left out."""
+    by_id = {row.id: row for row in rows if may_stay(row.state, row.build)}
     on_host = {entry.id: entry for entry in seen}
     decisions: list[Decision] = []
     absent: dict[SandboxId, float] = {}
     orphans: dict[SandboxId, float] = {}
     for row in by_id.values():
         entry = on_host.get(row.id)
-        if row.state in UNTOUCHED:
+        if row.state not in LIVE:
             continue
         if entry is not None:
             decisions += _present(row, entry, timing)
-        elif row.state in (State.RUNNING, State.MISSING):
-            absent[row.id] = memory.absent_since.get(row.id, now_s)
-            if now_s - absent[row.id] >= timing.absent_grace_s:
-                decisions.append(Move(row.id, row.state, State.ERROR, _LOST, "sandbox_lost"))
-        else:
-            decisions += _never_there(row, timing)
+            continue
+        absent[row.id] = memory.absent_since.get(row.id, now_s)
+        decisions += _absent(row, now_s - absent[row.id], timing)
     for entry in on_host.values():
         if entry.id not in by_id:
             orphans[entry.id] = memory.orphan_since.get(entry.id, now_s)
@@ -168,34 +205,62 @@ def _present(row: Row, entry: Seen, timing: Timing) -> list[Decision]:
     abandoned = not row.busy and row.age_s >= timing.abandoned_after_s
     if row.state is State.STOPPING:
         return [Destroy(row.id)] if abandoned else []
-    if row.state in (State.PENDING, State.STARTING):
-        if entry.state is State.STARTING:
-            return [Note(row.id, row.state, entry.progress)] if entry.progress not in ("", row.reason) else []
-        if not abandoned:
-            return []
+    if row.state in (State.PENDING, State.STARTING) and entry.state is State.STARTING:
+        return [Note(row.id, row.state, entry.progress)] if entry.progress not in ("", row.reason) else []
+    if row.state in _IN_CHANGE and not abandoned:
+        return []
     return _follow(row, entry)
 
 
 def _follow(row: Row, entry: Seen) -> list[Decision]:
-    if entry.state is State.ERROR:
-        return [Move(row.id, row.state, State.ERROR, entry.reason, entry.slug or "sandbox_failed", entry)]
-    if entry.state is State.STOPPED and row.state is State.STARTING:  # the lifecycle knows no such end
-        return [Move(row.id, row.state, State.ERROR, entry.reason, entry.slug or "sandbox_failed", entry)]
-    if entry.state is State.STOPPED:
-        return [Move(row.id, row.state, State.STOPPED, entry.reason, entry.slug, entry)]
-    if entry.state is State.RUNNING and row.state is not State.RUNNING:
-        return [Move(row.id, row.state, State.RUNNING, seen=entry)]
-    if entry.state is State.RUNNING and _differ(row.lifetime, entry.lifetime) and not row.busy:
-        return [SendLifetime(row.id, row.lifetime)]
+    match entry.state:
+        case State.ERROR:
+            return [_failed(row, entry, entry.reason, slug=entry.slug or "sandbox_failed")]
+        case State.STOPPED if row.state is State.STARTING:  # the lifecycle knows no such end
+            return [_failed(row, entry, entry.reason, slug=entry.slug or "sandbox_failed")]
+        case State.STOPPED:
+            return [Move(row.id, row.state, State.STOPPED, entry.reason, entry.slug, entry)]
+        case State.PAUSED if row.state is State.STARTING:  # nor this: it is made of two moves
+            return [Move(row.id, row.state, State.RUNNING, seen=entry)]
+        case State.PAUSED if row.state is State.RESUMING or entry.build not in (None, row.build, row.current):
+            return [Move(row.id, row.state, State.PAUSED, entry.reason, entry.slug, entry)]
+        case State.PAUSED:
+            return [_failed(row, entry, _LOST, slug=LOST_SLUG)]
+        case State.RUNNING if row.state is not State.RUNNING:
+            return [Move(row.id, row.state, State.RUNNING, seen=entry)]
+        case State.RUNNING if row.busy:
+            return []
+        case State.RUNNING if _differ(row.lifetime, entry.lifetime):
+            return [SendLifetime(row.id, row.lifetime)]
+        case State.RUNNING if entry.build not in (None, row.build):
+            return [NoteBuild(row.id, entry.build)]
     return []
 
 
-def _never_there(row: Row, timing: Timing) -> list[Decision]:
+def _failed(row: Row, entry: Seen, reason: str, *, slug: str) -> Move:
+    if entry.build is not None:
+        reason = f"{reason} {_OFFER}".strip()
+    return Move(row.id, row.state, State.ERROR, reason, slug, entry)
+
+
+def _absent(row: Row, absent_s: float, timing: Timing) -> list[Decision]:
+    if row.state in (State.RUNNING, State.MISSING):
+        return _lost(row) if absent_s >= timing.absent_grace_s else []
     if row.busy or row.age_s < timing.abandoned_after_s:
         return []
-    if row.state is State.STOPPING:
-        return [Move(row.id, row.state, State.STOPPED)]
+    match row.state:
+        case State.STOPPING:
+            return [Move(row.id, row.state, State.STOPPED)]
+        case State.RESUMING:
+            return [Move(row.id, row.state, State.PAUSED)]
+        case State.PAUSING:
+            return _lost(row) if absent_s >= timing.absent_grace_s else []
     return [Move(row.id, row.state, State.ERROR, _ABANDONED, "create_interrupted")]
+
+
+def _lost(row: Row) -> list[Decision]:
+    advice = _TRY if row.build is not None else _NEW_ONE
+    return [Move(row.id, row.state, State.ERROR, f"{_LOST} {advice}", LOST_SLUG)]
 
 
 def _differ(wanted: Lifetime, actual: Lifetime | None) -> bool:
@@ -206,3 +271,99 @@ def _differ(wanted: Lifetime, actual: Lifetime | None) -> bool:
         actual.idle_action,
         actual.deadline_action,
     ) or abs(wanted.ends_at_unix_s - actual.ends_at_unix_s) > _SAME_MOMENT_S
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRow:
+    """What the database says of one build. ``making``: it is an intent; ``template`` what shall come of it.
+
+    ``needed``: a template or a sandbox that has not ended names it. ``busy``: somebody is still at it.
+    """
+
+    id: BuildId
+    making: bool
+    age_s: float
+    template: TemplateId | None = None
+    needed: bool = False
+    busy: bool = False
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenBuild:
+    """What the agent says of one durable build. ``templates`` are those that keep it."""
+
+    id: BuildId
+    templates: frozenset[TemplateId] = frozenset()
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The build is durable: write that down, or its new size. Of a snapshot's intent the template comes to be."""
+
+    id: BuildId
+    seen: BuildId  # of a paused sandbox, a snapshot keeps the build there is
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the row: there is no such build."""
+
+    id: BuildId
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTemplate:
+    """Have the agent let go of a template that is nobody's."""
+
+    id: TemplateId
+
+
+BuildDecision = Record | Forget | DeleteTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class BuildMemory:
+    """Since when a build was absent, or a template there without a right to be."""
+
+    absent_since: Mapping[BuildId, float] = field(default_factory=dict)
+    orphan_since: Mapping[TemplateId, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What to do now, and what to remember for the next time."""
+
+    decisions: tuple[BuildDecision, ...]
+    memory: BuildMemory
+
+
+def decide_builds(
+    rows: Iterable[BuildRow],
+    known: frozenset[TemplateId],
+    seen: Iterable[SeenBuild],
+    memory: BuildMemory,
+    *,
+    now_s: float,
+    timing: Timing = Timing(),
+) -> BuildPlan:
+    """Compare the rows of builds, and the templates with a row of their own, with what the agent has just listed."""
+    rows, on_host = list(rows), {build.id: build for build in seen}
+    holding = {template: build.id for build in on_host.values() for template in build.templates}
+    decisions: list[BuildDecision] = []
+    absent: dict[BuildId, float] = {}
+    for row in rows:
+        if row.busy or (row.making and row.age_s < timing.abandoned_after_s):
+            continue
+        found = holding.get(row.template) if row.template is not None else row.id if row.id in on_host else None
+        if found is not None and (row.making or on_host[found].size_bytes != row.size_bytes):
+            decisions.append(Record(row.id, found))
+        elif found is None and not row.needed:
+            absent[row.id] = memory.absent_since.get(row.id, now_s)
+            if row.making or now_s - absent[row.id] >= timing.absent_grace_s:
+                decisions.append(Forget(row.id))
+    rightful = known | {row.template for row in rows if row.template is not None}
+    orphans = {template: memory.orphan_since.get(template, now_s) for template in holding if template not in rightful}
+    decisions += [DeleteTemplate(t) for t, since in orphans.items() if now_s - since >= timing.orphan_grace_s]
+    return BuildPlan(tuple(decisions), BuildMemory(absent, orphans))

@@ -6,7 +6,7 @@ other is told.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Row, exists, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from wrenn_sandbox.core.ids import HostId, SandboxId, TeamId, TemplateId
+from wrenn_sandbox.core.ids import BuildId, HostId, SandboxId, TeamId, TemplateId
 from wrenn_sandbox.core.lifecycle import TRANSITIONS, State
 from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy, Shape, TimeoutAction
 from wrenn_sandbox.db.tables import sandboxes
@@ -27,7 +27,11 @@ ENDED = frozenset({State.STOPPED, State.ERROR})
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """One sandbox as stored. ``template`` is the name as its user wrote it; ``access_token`` guards its envd."""
+    """One sandbox as stored. ``template`` is the name as its user wrote it; ``access_token`` guards its envd.
+
+    ``build_id`` is the newest durable moment of its own, which it can resume from; ``current_build_id`` the build that
+    its present state descends from, of its own or not. None for one that knows nothing but its base template.
+    """
 
     id: SandboxId
     team_id: TeamId
@@ -50,6 +54,9 @@ class Sandbox:
     started_at: datetime | None = None
     stopped_at: datetime | None = None
     last_active_at: datetime | None = None
+    default_user: str = ""
+    build_id: BuildId | None = None
+    current_build_id: BuildId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,9 @@ class Change:
     host_ip: str | None = None
     shape: Shape | None = None
     started: bool = False
+    lifetime: Lifetime | None = None
+    build_id: BuildId | None = None
+    current_build_id: BuildId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,9 @@ async def add(connection: AsyncConnection, sandbox: Sandbox) -> None:
             metadata=sandbox.metadata,
             network=_network_json(sandbox.network),
             envs=sandbox.envs,
+            default_user=sandbox.default_user,
+            build_id=sandbox.build_id.value if sandbox.build_id else None,
+            current_build_id=sandbox.current_build_id.value if sandbox.current_build_id else None,
             created_at=sandbox.created_at,
             last_updated=sandbox.last_updated,
             **_lifetime_columns(sandbox.lifetime),
@@ -134,10 +147,14 @@ async def of_host(connection: AsyncConnection, host: HostId, states: Collection[
     return [_record(row) for row in await connection.execute(query)]
 
 
-async def states_of(connection: AsyncConnection, ids: Iterable[SandboxId]) -> dict[SandboxId, State]:
-    """The states of some sandboxes of any team; ids without a row are absent. For the reconciler."""
-    query = select(sandboxes.c.id, sandboxes.c.status).where(sandboxes.c.id.in_([s.value for s in ids]))
-    return {SandboxId(row.id): State(row.status) for row in await connection.execute(query)}
+async def resumable_failures(connection: AsyncConnection, host: HostId) -> list[Sandbox]:
+    """Sandboxes of a host that failed and can be resumed from a durable build, of every team: for the reconciler."""
+    query = select(sandboxes).where(
+        sandboxes.c.host_id == host.value,
+        sandboxes.c.status == State.ERROR.value,
+        sandboxes.c.build_id.is_not(None),
+    )
+    return [_record(row) for row in await connection.execute(query)]
 
 
 async def move(
@@ -168,8 +185,13 @@ async def move(
         values |= {"vcpus": change.shape.vcpus, "memory_mb": change.shape.memory_mib}
     if change.started:
         values |= {"started_at": now, "last_active_at": now}
-    if state in ENDED:
-        values["stopped_at"] = now
+    if change.lifetime is not None:
+        values |= _lifetime_columns(change.lifetime)
+    if change.build_id is not None:
+        values["build_id"] = change.build_id.value
+    if change.current_build_id is not None:
+        values["current_build_id"] = change.current_build_id.value
+    values["stopped_at"] = now if state in ENDED else None
     conditions = [sandboxes.c.id == sandbox.value, sandboxes.c.status.in_([s.value for s in expected])]
     if unchanged_since is not None:
         conditions.append(sandboxes.c.last_updated == unchanged_since)
@@ -180,6 +202,29 @@ async def note(connection: AsyncConnection, sandbox: SandboxId, expected: State,
     """Say what a sandbox in transition waits for; its state and its age stay."""
     query = update(sandboxes).where(sandboxes.c.id == sandbox.value, sandboxes.c.status == expected.value)
     await connection.execute(query.values(status_reason=reason))
+
+
+async def descend(
+    connection: AsyncConnection,
+    sandbox: SandboxId,
+    *,
+    build: BuildId | None = None,
+    current: BuildId | None = None,
+    host_ip: str | None = None,
+) -> bool:
+    """Say which builds a running sandbox has and descends from now; None leaves a column. False when it does not run.
+
+    Its age stays, so that whoever compares it with an older look at it still finds it unchanged.
+    """
+    values: dict[str, object] = {}
+    if build is not None:
+        values["build_id"] = build.value
+    if current is not None:
+        values["current_build_id"] = current.value
+    if host_ip is not None:
+        values["host_ip"] = host_ip
+    query = update(sandboxes).where(sandboxes.c.id == sandbox.value, sandboxes.c.status == State.RUNNING.value)
+    return bool(values) and (await connection.execute(query.values(**values))).rowcount == 1
 
 
 async def set_lifetime(connection: AsyncConnection, team: TeamId, sandbox: SandboxId, lifetime: Lifetime) -> bool:
@@ -263,4 +308,7 @@ def _record(row: Row[Any]) -> Sandbox:
         started_at=row.started_at,
         stopped_at=row.stopped_at,
         last_active_at=row.last_active_at,
+        default_user=row.default_user,
+        build_id=BuildId(row.build_id) if row.build_id else None,
+        current_build_id=BuildId(row.current_build_id) if row.current_build_id else None,
     )

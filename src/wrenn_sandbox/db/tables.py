@@ -90,6 +90,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 Json = JSON().with_variant(JSONB(), "postgresql")
 
+#: A build that will get a name.
+NAMED_INTENT = "status = 'creating' AND name <> ''"
 #: What a text must be to pass as a UUID in SQLite.
 UUID_CHECK = "length({0}) = 36 AND length(replace({0}, '-', '')) = 32 AND replace({0}, '-', '') NOT GLOB '*[^0-9a-f]*'"
 
@@ -116,6 +118,10 @@ def _flag(name: str) -> Column[bool]:
 
 def _json(name: str) -> Column[Any]:
     return Column(name, Json, nullable=False, server_default=text("'{}'"))
+
+
+def _only_where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 teams = Table(
@@ -209,9 +215,38 @@ templates = Table(
     Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
     _now("created_at"),
     Column("team_id", UuidType, nullable=False),
+    Column("host_id", UuidType),
+    Column("build_id", UuidType),
+    _int("disk_size_mb", 0),
+    _text("default_user", "root"),
+    _json("default_env"),
     UniqueConstraint("team_id", "name"),
     Index(None, "team_id"),
-    *_uuid_checks("id", "team_id"),
+    Index(None, "build_id"),
+    *_uuid_checks("id", "team_id", "host_id", "build_id"),
+)
+
+builds = Table(
+    "builds",
+    metadata,
+    Column("id", UuidType, primary_key=True),
+    Column("team_id", UuidType, ForeignKey("teams.id"), nullable=False),
+    Column("host_id", UuidType, nullable=False),
+    Column("sandbox_id", UuidType, nullable=False),
+    Column("parent_id", UuidType),
+    Column("template_id", UuidType),
+    _text("kind"),
+    _text("status", "creating"),
+    _text("name", ""),
+    _int("vcpus", 1),
+    _int("memory_mb", 512),
+    Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
+    _now("created_at"),
+    Index(None, "team_id", "sandbox_id"),
+    Index(None, "host_id", "status"),
+    # Two snapshots of one name cannot be in the making at once: of two who ask, one is told.
+    Index("uq_builds_name_in_the_making", "team_id", "name", unique=True, **_only_where(NAMED_INTENT)),
+    *_uuid_checks("id", "team_id", "host_id", "sandbox_id", "parent_id", "template_id"),
 )
 
 sandboxes = Table(
@@ -238,6 +273,9 @@ sandboxes = Table(
     _json("metadata"),
     _json("network"),
     _json("envs"),
+    _text("default_user", ""),
+    Column("build_id", UuidType),
+    Column("current_build_id", UuidType),
     _now("created_at"),
     Column("started_at", UtcDateTime),
     Column("stopped_at", UtcDateTime),
@@ -246,5 +284,5 @@ sandboxes = Table(
     Index(None, "status"),
     Index(None, "host_id", "status"),
     Index(None, "team_id", "created_at", "id"),
-    *_uuid_checks("id", "team_id", "host_id", "template_id"),
+    *_uuid_checks("id", "team_id", "host_id", "template_id", "build_id", "current_build_id"),
 )

@@ -12,13 +12,13 @@ one for writing the few non-zero bytes of an empty image ourselves. The format i
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrenn_sandbox.core.errors import Bug, Exhausted, Unavailable, WrennError
+from wrenn_sandbox.core.errors import Bug
+from wrenn_sandbox.disk import durability
 
 MAGIC = b"QFI\xfb"
 _VERSION = 3
@@ -56,7 +56,7 @@ def create(overlay: Path, backing: Path, backing_format: str) -> None:
         image = empty(virtual_size(backing, backing_format), str(backing.absolute()), backing_format)
         _write(overlay, image)
     except OSError as error:
-        raise _translated(error, overlay) from error
+        raise durability.translated(error, f"the disk overlay {overlay}") from error
 
 
 def virtual_size(path: Path, image_format: str) -> int:
@@ -111,9 +111,3 @@ def _write(path: Path, image: Image) -> None:
         raise
     finally:
         os.close(fd)
-
-
-def _translated(error: OSError, overlay: Path) -> WrennError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Exhausted("This host's disk is full: free some room on it, or use another host.", slug="host_disk_full")
-    return Unavailable(f"The disk overlay {overlay} cannot be made: {error.strerror}.", slug="disk_unavailable")

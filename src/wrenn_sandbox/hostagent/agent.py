@@ -3,8 +3,11 @@
 ::
 
     bind ▸ lock the data directory ▸ driver and network ▸ serve, write the ready file
-         ▸ in the background: sweep what a dead agent left ▸ bake the default template
-    SIGTERM ▸ destroy all sandboxes ▸ stop serving ▸ network down ▸ exit 0 with nothing left
+         ▸ in the background: take over what a dead agent left running ▸ let creates in ▸ sweep the rest
+         ▸ bake the default template
+    SIGTERM ▸ let operations end ▸ stop serving ▸ exit 0: machines run on; without any, nothing stays
+
+A killed agent leaves the same, so there is one way in for both. What brings a host to rest is the call ``Drain``.
 """
 
 from __future__ import annotations
@@ -25,19 +28,22 @@ from pathlib import Path
 import structlog
 import uvicorn
 
-from wrenn_sandbox.core.errors import Conflict, Invalid
+from wrenn_sandbox.core.errors import Conflict, Invalid, WrennError
 from wrenn_sandbox.disk import overlay
-from wrenn_sandbox.hostagent import journal
+from wrenn_sandbox.disk.store import BuildStore
+from wrenn_sandbox.hostagent import journal, wire
 from wrenn_sandbox.hostagent.app import App
+from wrenn_sandbox.hostagent.builds import Builds
 from wrenn_sandbox.hostagent.capacity import Capacity, read_figures
 from wrenn_sandbox.hostagent.host import Host
+from wrenn_sandbox.hostagent.moments import Moments
 from wrenn_sandbox.hostagent.platforms import Platform, open_guest, open_platform
 from wrenn_sandbox.hostagent.proxy import Proxy
 from wrenn_sandbox.hostagent.registry import Registry
-from wrenn_sandbox.hostagent.service.lifecycle import driver_name
 from wrenn_sandbox.hostagent.service.service import HostAgentCalls, connect_application
 from wrenn_sandbox.hostagent.settings import Settings
 from wrenn_sandbox.hostagent.steps.bake import Kitchen
+from wrenn_sandbox.hostagent.succession import leave, take_over
 from wrenn_sandbox.hostagent.templates import Templates
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.rpc.head import BoundedHttp
@@ -46,24 +52,32 @@ from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES
 
 log = structlog.get_logger()
 
-DESTROY_ALL_LIMIT_S = 60.0
+#: Pauses, snapshots and forks that are under way when we are to end.
+UNDER_WAY_LIMIT_S = 60.0
 #: Longer than any client keeps an idle connection, so that they, not we, drop it.
 KEEP_ALIVE_S = 75
 _BACKLOG = 1024
 _GRACE_S = 3
+_TAKE_OVER_AGAIN_S = 5.0
+#: A supervisor that dies is told to us once for each of our threads (PR_SET_PDEATHSIG, prctl(2)): that is one signal.
+_SAME_SIGNAL_S = 1.0
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. A second signal, or one before we serve, cuts the way out short."""
+    """Serve until SIGTERM or SIGINT. A second one cuts the way out short, and so ends the machines that still run."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(_serve(settings, stop))
+        patience_ends_s = float("inf")
 
         def on_signal() -> None:
-            if stop.is_set():
+            nonlocal patience_ends_s
+            if loop.time() > patience_ends_s:
                 serving.cancel()
-            stop.set()
+            elif not stop.is_set():
+                patience_ends_s = loop.time() + _SAME_SIGNAL_S
+                stop.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
@@ -76,17 +90,30 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
             parts = assemble(settings, platform, token, group)
             server = _Server(parts.app)
             serving = group.create_task(server.serve(sockets=[listener]))
-            chores = group.create_task(_chores(settings, platform, parts))
+            chores = [group.create_task(_chores(settings, platform, parts)), group.create_task(parts.builds.work())]
             ending = group.create_task(stop.wait())
             with ready_file(settings, listener, platform):
-                log.info("host agent serves", driver=driver_name(platform.driver.capabilities))
+                log.info("host agent serves", driver=wire.driver_name(platform.driver.capabilities))
                 await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
-            chores.cancel()
-            await parts.registry.close(DESTROY_ALL_LIMIT_S)
-            await parts.templates.close()
-            server.should_exit = True
+            for chore in chores:
+                chore.cancel()
+            await _end(parts, server, serving)
     log.info("host agent ended")
+
+
+async def _end(parts: Parts, server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    """Let what is under way end. Machines that run are left to the next agent; without any, nothing is left."""
+    parts.registry.refuse()
+    await leave(parts.registry, UNDER_WAY_LIMIT_S)
+    await parts.templates.close()
+    parts.builds.store.close()
+    server.should_exit = True
+    if any(sandbox.is_living for sandbox in parts.registry.all()):
+        await asyncio.wait({serving}, timeout=_GRACE_S)
+        log.info("host agent ended; its machines run on")
+        # Leaving any context would end what it holds. To the next agent this is like a kill, but for what was finished.
+        os._exit(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +122,7 @@ class Parts:
 
     registry: Registry
     templates: Templates
+    builds: Builds
     app: App
 
 
@@ -105,22 +133,37 @@ def assemble(settings: Settings, platform: Platform, token: str, group: asyncio.
     catalog = Catalog(settings.images_dir)
     driver, network = platform.driver, platform.network
     kitchen = Kitchen(driver, network, catalog, capacity, overlay.create, open_guest, run_root)
-    templates = Templates(kitchen, group)
+    builds = Builds(BuildStore(settings.data_dir, catalog), driver)
+    templates = Templates(kitchen, group, lambda: builds.store.needed_bases(builds.claims().builds))
     starts = asyncio.Semaphore(settings.parallel_starts or max(2, os.cpu_count() or 1))
-    host = Host(driver, network, catalog, capacity, templates, overlay.create, open_guest, run_root, starts)
+    host = Host(driver, network, catalog, capacity, templates, builds, overlay.create, open_guest, run_root, starts)
     registry = Registry(host, group)
-    calls = HostAgentCalls(registry, templates, capacity, driver.capabilities)
-    return Parts(registry, templates, App(token, connect_application(calls), Proxy(registry)))
+    calls = HostAgentCalls(registry, Moments(registry, group), templates, capacity, driver.capabilities)
+    return Parts(
+        registry, templates, builds, App(token, connect_application(calls), Proxy(registry), registry.complete)
+    )
 
 
 async def _chores(settings: Settings, platform: Platform, parts: Parts) -> None:
-    """Clear up after a dead agent, then let creates in and keep the templates."""
-    machines = await journal.sweep(settings.data_dir / "run")
-    networks = await platform.network.sweep()
+    """Take over from a dead agent, then let creates in, clear up behind it and keep the templates."""
+    left = await _taken_over(parts.registry)
+    parts.registry.open()
+    for directory in left:
+        await journal.clear(directory)
+    machines, networks = len(left), await platform.network.sweep()
     if machines or networks:
         log.warning("swept what a dead agent left", machines=machines, networks=networks)
-    parts.registry.open()
     await parts.templates.keep()
+
+
+async def _taken_over(registry: Registry) -> list[Path]:
+    """Until that is possible nothing new is let in: what is there might be taken for rubbish."""
+    while True:
+        try:
+            return await take_over(registry)
+        except (WrennError, OSError) as error:
+            log.error("cannot take over from another agent", error=str(error))
+            await asyncio.sleep(_TAKE_OVER_AGAIN_S)
 
 
 class _Server(uvicorn.Server):
@@ -185,7 +228,7 @@ def ready_file(settings: Settings, listener: socket.socket, platform: Platform) 
     if settings.ready_file is None:
         yield
         return
-    content = {"url": url_of(listener), "driver": driver_name(platform.driver.capabilities), "pid": os.getpid()}
+    content = {"url": url_of(listener), "driver": wire.driver_name(platform.driver.capabilities), "pid": os.getpid()}
     temporary = settings.ready_file.with_name(settings.ready_file.name + ".new")
     temporary.write_text(json.dumps(content) + "\n")
     temporary.replace(settings.ready_file)

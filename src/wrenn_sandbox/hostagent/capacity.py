@@ -87,6 +87,31 @@ class Capacity:
             yield reservation
 
     @contextmanager
+    def handed_over(self, reservation: Reservation) -> Iterator[Reservation]:
+        """One of ``reserved_together`` as a reservation of its own, which lasts as long as this context."""
+        own = Reservation(reservation.mib)
+        self._held.discard(reservation)
+        self._held.add(own)
+        try:
+            yield own
+        finally:
+            self._held.discard(own)
+
+    @contextmanager
+    def taken(self, shape: Shape, pid: int) -> Iterator[Reservation]:
+        """Count a machine that runs already, whether or not there would be room for it now."""
+        reservation = Reservation(placement.reservation_mib(shape, self.rules), pid)
+        self._held.add(reservation)
+        try:
+            yield reservation
+        finally:
+            self._held.discard(reservation)
+
+    def require_disk(self) -> None:
+        """Raise Exhausted (``host_disk_full``) when nothing new may be put on the disk."""
+        placement.require_disk(self.room(), self.rules)
+
+    @contextmanager
     def reserved_for_bake(self, shape: Shape) -> Iterator[Reservation]:
         """The same for the machine of a bake, which the number of sandboxes does not bound."""
         mib = placement.require_room(replace(self.room(), sandboxes=0), [shape], self.rules)

@@ -90,15 +90,16 @@ class Guest:
         self._headers = {"x-access-token": access_token} if access_token else {}
         self.processes = GuestProcesses(Channel(session, self._url, "process.Process", self._headers))
 
-    async def initialise(self, identity: Identity, *, limit_s: float) -> None:
+    async def initialise(self, identity: Identity, *, limit_s: float, known_token: str = "") -> None:
         """Make the restored guest a sandbox of its own; connection errors are tried again until ``limit_s``.
 
-        Raises Unavailable (``guest_unreachable``, ``guest_init_failed``): the guest must then not be used.
+        ``known_token`` is the one that its memory holds. Raises Unavailable (``guest_unreachable``,
+        ``guest_init_failed``): the guest must then not be used.
         """
         body = json.dumps(identity.to_json()).encode()
         try:
             async with asyncio.timeout(limit_s):
-                status, text = await self._first_answer("/init", body)
+                status, text = await self._first_answer("/init", body, known_token=known_token)
         except TimeoutError as error:
             raise Unavailable(
                 f"The sandbox's guest did not answer within {limit_s:.0f} s; create it again.", slug="guest_unreachable"
@@ -130,9 +131,11 @@ class Guest:
         except (aiohttp.ClientError, OSError) as error:
             raise _gone(error) from error
 
-    async def _first_answer(self, path: str, body: bytes | None, *, retry_s: float = _RETRY_S) -> tuple[int, str]:
+    async def _first_answer(
+        self, path: str, body: bytes | None, *, retry_s: float = _RETRY_S, known_token: str = ""
+    ) -> tuple[int, str]:
         method = "GET" if body is None else "POST"
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"} | ({"x-access-token": known_token} if known_token else {})
         attempt = aiohttp.ClientTimeout(total=None, sock_connect=1.0)
         while True:
             try:

@@ -8,14 +8,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import UUID
 
 from wrenn_sandbox.core.artefacts import Manifest
 from wrenn_sandbox.core.spec import Shape
+from wrenn_sandbox.disk.build import Build, parse_id
+from wrenn_sandbox.hostagent.builds import Builds
 from wrenn_sandbox.hostagent.capacity import Capacity
 from wrenn_sandbox.hostagent.guest import Guest
 from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.net.network import Network
-from wrenn_sandbox.vmm.driver import Driver
+from wrenn_sandbox.vmm.driver import Driver, Patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,34 @@ class Base:
     def disk(self) -> Path:
         """The qcow2 layer above the root file system image."""
         return self.directory / self.manifest.disk
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a machine is restored from. ``layers``: every file of the disk, nearest first, down to the root."""
+
+    manifest: Manifest
+    state: Path
+    memory: Path
+    patches: tuple[Patch, ...]
+    layers: tuple[Path, ...]
+
+    @property
+    def build_id(self) -> UUID:
+        """The build, or base template, it is."""
+        return parse_id(self.manifest.build_id)
+
+    @classmethod
+    def of_base(cls, base: Base, catalog: Catalog) -> Origin:
+        """A base template."""
+        rootfs = catalog.rootfs(base.manifest.artefacts.rootfs)
+        return cls(base.manifest, base.state, base.memory, (), (base.disk, rootfs))
+
+    @classmethod
+    def of_build(cls, build: Build) -> Origin:
+        """A pinned build. Blocks: it reads headers."""
+        memory, patches = build.restore_plan()
+        return cls(build.manifest, build.state, memory, patches, build.disk_layers())
 
 
 class BaseTemplates(Protocol):
@@ -71,6 +102,7 @@ class Host:
     catalog: Catalog
     capacity: Capacity
     templates: BaseTemplates
+    builds: Builds
     make_overlay: OverlayMaker
     open_guest: GuestOpener
     run_root: Path

@@ -1,12 +1,15 @@
-"""What is on disk of a machine that runs, so that the next host agent can clear up after this one.
+"""What is on disk of a machine that runs, so that the next host agent can take it over, or clear up after this one.
 
 ::
 
-    <data dir>/run/<sandbox id>/      one directory a machine, removed with it
-      disk.qcow2                      its overlay
+    <data dir>/run/<sandbox id>/      one directory a machine, removed with it; <sandbox id>.1 when that name is taken
+      sandbox.json                    what the sandbox is: written when its guest has its identity
+      disk.qcow2 disk-1.qcow2 ...     its overlays; it writes to the last one
       vmm/                            the driver's: control socket, console log, and the record of its process
 
-The record is written before the VMM runs (``vmm.record``), so there is no VMM that a sweep cannot find.
+The driver's record is written before the VMM runs (``vmm.record``), so there is no VMM that a sweep cannot find. A
+directory without ``sandbox.json`` is of a machine that never was a sandbox, or is none any more. Of two directories of
+one sandbox, which a roll back has for an instant, the younger record counts.
 """
 
 from __future__ import annotations
@@ -14,27 +17,72 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
 
 from wrenn_sandbox.core.errors import NotFound
-from wrenn_sandbox.hostagent.threads import in_thread
+from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy, SandboxSpec, Shape, TimeoutAction
+from wrenn_sandbox.hostagent.request import Request
+from wrenn_sandbox.hostagent.threads import in_thread, to_the_end
 from wrenn_sandbox.vmm import record
 from wrenn_sandbox.vmm.process import Identity, watch
 
+log = structlog.get_logger()
+
+RECORD = "sandbox.json"
 _VMM = "vmm"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A running sandbox. ``parent`` is the build, or base template, that its memory is compared with."""
+
+    request: Request
+    slot: int
+    parent: UUID
+    memory: Path  # the RAM file its VMM has mapped
+    created_at_unix_s: float = 0.0
+    written_at_unix_s: float = 0.0
 
 
 @contextmanager
 def machine_directory(root: Path, name: str) -> Iterator[Path]:
     """A directory of its own for one machine, gone with all its contents when the context is left."""
-    path = root / name
-    path.mkdir(mode=0o700)
+    path = _made(root, name)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@asynccontextmanager
+async def found_directory(path: Path) -> AsyncIterator[Path]:
+    """The directory of a machine that is taken over: afterwards it is gone, and so is its VMM in any case."""
+    try:
+        yield path
+    finally:
+        await to_the_end(clear(path))
+
+
+def _made(root: Path, name: str) -> Path:
+    number = 0
+    while True:
+        path = root / (f"{name}.{number}" if number else name)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def vmm_directory(machine: Path) -> Path:
@@ -42,15 +90,106 @@ def vmm_directory(machine: Path) -> Path:
     return machine / _VMM
 
 
-async def sweep(root: Path) -> int:
-    """Kill the VMMs and remove the directories that a dead agent left in ``root``; returns how many those were."""
+def overlay(machine: Path, number: int) -> Path:
+    """The name of a machine's overlay, the first one is 0."""
+    return machine / (f"disk-{number}.qcow2" if number else "disk.qcow2")
+
+
+def number(overlay: Path) -> int:
+    """Which of a machine's overlays this is, counted from below."""
+    return int(overlay.stem.partition("-")[2] or 0)
+
+
+def overlays(machine: Path) -> list[Path]:
+    """The overlays that are there, lowest first."""
+    return sorted(machine.glob("disk*.qcow2"), key=number)
+
+
+def write(machine: Path, content: Record) -> None:
+    """Write down what runs in this directory, all or nothing."""
+    now_s = time.time()
+    known = read(machine)
+    created_s = known.created_at_unix_s if known is not None else now_s
+    data = asdict(replace(content, created_at_unix_s=created_s, written_at_unix_s=now_s))
+    temporary = machine / f"{RECORD}.new"
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps({"version": _VERSION, **data}, default=_plain))
+    temporary.replace(machine / RECORD)
+
+
+def erase(machine: Path) -> None:
+    """What is in this directory is no sandbox any more."""
+    (machine / RECORD).unlink(missing_ok=True)
+
+
+def read(machine: Path) -> Record | None:
+    """What was written; None when there is nothing, or nothing that this version understands."""
+    try:
+        data: dict[str, Any] = json.loads((machine / RECORD).read_text())
+        if data.pop("version") != _VERSION:
+            raise ValueError("another version")
+        return _record(data)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.error("a sandbox's record cannot be read", directory=str(machine), error=repr(error))
+        return None
+
+
+def _record(data: dict[str, Any]) -> Record:
+    spec = data["request"]["spec"]
+    life, net = spec["lifetime"], spec["network"]
+    lifetime = {name: TimeoutAction(life[name]) for name in ("idle_action", "deadline_action")}
+    network = NetworkPolicy(Egress(net["egress"]), tuple(net["allow_out"]), tuple(net["deny_out"]))
+    parts = {"shape": Shape(**spec["shape"]), "lifetime": Lifetime(**{**life, **lifetime}), "network": network}
+    request = {
+        **data["request"],
+        "id": SandboxId(UUID(data["request"]["id"]["value"])),
+        "spec": SandboxSpec(**{**spec, **parts}),
+        "build_id": UUID(data["request"]["build_id"]) if data["request"]["build_id"] else None,
+    }
+    return Record(
+        **{**data, "request": Request(**request), "parent": UUID(data["parent"]), "memory": Path(data["memory"])}
+    )
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, TimeoutAction | Egress) else str(value)
+
+
+def running(root: Path) -> dict[Path, Record]:
+    """The machines of a dead agent that are sandboxes, by their directories; of each sandbox the youngest."""
+    found: dict[SandboxId, tuple[Path, Record]] = {}
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_dir() and (content := read(path)) is not None:
+            other = found.get(content.request.id)
+            if other is None or other[1].written_at_unix_s < content.written_at_unix_s:
+                found[content.request.id] = (path, content)
+    return dict(found.values())
+
+
+def vmm_pid(machine: Path) -> int | None:
+    """The process that was written down as this directory's VMM; None when there is none."""
+    identity = _recorded(machine)
+    return identity.pid if identity is not None else None
+
+
+async def sweep(root: Path, keep: Collection[Path] = ()) -> int:
+    """Kill the VMMs and remove the directories in ``root`` but for ``keep``; returns how many those were."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = [path for path in root.iterdir() if path.is_dir()]
+    found = [path for path in root.iterdir() if path.is_dir() and path not in keep]
     for path in found:
-        if (identity := _recorded(path)) is not None:
-            await _end(identity)
-        await in_thread(shutil.rmtree, path, ignore_errors=True)
+        await clear(path)
     return len(found)
+
+
+async def clear(machine: Path) -> None:
+    """Kill what runs in a dead agent's directory and remove it."""
+    if (identity := _recorded(machine)) is not None:
+        with contextlib.suppress(NotFound):
+            async with watch(identity.pid, identity):
+                pass  # leaving ends it
+    await in_thread(shutil.rmtree, machine, ignore_errors=True)
 
 
 def _recorded(machine: Path) -> Identity | None:
@@ -58,10 +197,3 @@ def _recorded(machine: Path) -> Identity | None:
         return Identity(**json.loads((vmm_directory(machine) / record.RECORD).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-async def _end(identity: Identity) -> None:
-    """Kill the process, if it is still the one that was written down."""
-    with contextlib.suppress(NotFound):
-        async with watch(identity.pid, identity):
-            pass  # leaving ends it

@@ -11,12 +11,15 @@ import re
 
 from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, NotFound, Unavailable, WrennError, http_status
 from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.slots import ENVD_PORT
 from wrenn_sandbox.hostagent.registry import Registry
 from wrenn_sandbox.rpc import relay
 
 PREFIX = "/proxy/"
 _TARGET = re.compile(rb"/proxy/([^/]+)/([0-9]{1,5})(/.*)?")
+#: A pause is over by then, or has failed.
+PAUSING_RETRY_S = 2
 #: Pauses before the dial is tried again, seconds.
 DIAL_PAUSES_S = (0.1, 0.1, 0.2, 0.3, 0.4)
 
@@ -33,11 +36,14 @@ class Proxy:
             await self._relay(scope, receive, send)
         except WrennError as error:
             status, body = refusal(scope["raw_path"], error)
-            await relay.refuse(scope, send, status, json.dumps(body).encode(), "application/json; charset=utf-8")
+            content, kind = json.dumps(body).encode(), "application/json; charset=utf-8"
+            await relay.refuse(scope, send, status, content, kind, retry_after_s=error.retry_after_s)
 
     async def _relay(self, scope: relay.Scope, receive: relay.Receive, send: relay.Send) -> None:
         sandbox_id, port, path = target(scope["raw_path"])
         sandbox = self._registry.get(sandbox_id)
+        if sandbox.state is State.PAUSING:  # which may fail, and then it is there again
+            raise Unavailable("The sandbox is being paused.", slug="sandbox_pausing", retry_after_s=PAUSING_RETRY_S)
         async with sandbox.use() as parts:
             url = f"http://{parts.link.slot.host_ip}:{port}{relay.as_target(path, scope['query_string'])}"
             hop = relay.relay_http if scope["type"] == "http" else relay.relay_websocket
@@ -69,7 +75,7 @@ def refusal(raw_path: bytes, error: WrennError) -> tuple[int, dict[str, object]]
         status, message = 502, "The sandbox was not found"
     elif isinstance(error, relay.DialFailed):
         status, message = 502, "The sandbox is running but port is not open"
-    elif isinstance(error, Unavailable):
+    elif isinstance(error, Unavailable) and not error.retry_after_s:
         status = 502
     body: dict[str, object] = {"message": message, "code": status, "error_code": error.slug}
     if match is not None:

@@ -82,11 +82,14 @@ def template_key(artefacts: ArtefactSet, platform: Platform, shape: Shape) -> st
 
 
 class Templates:
-    """The base templates of this host's driver; bakes run in ``group``."""
+    """The base templates of this host's driver; bakes run in ``group``, and what is ``needed`` stays (it blocks)."""
 
-    def __init__(self, kitchen: Kitchen, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, kitchen: Kitchen, group: asyncio.TaskGroup, needed: Callable[[], frozenset[str]] = frozenset
+    ) -> None:
         self._kitchen = kitchen
         self._group = group
+        self._needed = needed
         self._bakes: dict[str, _Bake] = {}
         self._failures: dict[str, _Failure] = {}
         self._loaded: dict[str, Base] = {}
@@ -192,7 +195,9 @@ class Templates:
     def _remove_unused(self, default: Shape) -> None:
         bases = self._kitchen.catalog.bases
         artefacts, platform = self._kitchen.catalog.current(), self._kitchen.driver.platform(KERNEL_CMDLINE)
-        for name in unused(bases, keep=template_key(artefacts, platform, default), now_unix_s=time.time()):
+        names = unused(bases, keep=template_key(artefacts, platform, default), now_unix_s=time.time())
+        needed = self._needed() if names else frozenset()
+        for name in (name for name in names if name not in needed):
             log.info("removing an unused template", key=name)
             (bases / name).rename(bases / f".{name}.old")
         for rubbish in bases.glob(".*.old"):  # also what an agent that died meanwhile left

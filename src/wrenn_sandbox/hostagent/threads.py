@@ -1,27 +1,29 @@
-"""Blocking work in a thread that its caller does not outlive.
-
-``asyncio.to_thread`` returns at once when it is cancelled and leaves the thread running, so that clean-up would race
-with what it undoes.
-"""
+"""Blocking work in a thread that its caller does not outlive; ``vmm.cancels`` says why and how."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeVar
 
-P = ParamSpec("P")
+from wrenn_sandbox.vmm.cancels import in_thread, to_the_end
+
+__all__ = ["in_thread", "threaded", "to_the_end"]
+
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run ``work``, which must be short; a cancel takes effect when it has ended."""
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, lambda: work(*args, **kwargs))
+@asynccontextmanager
+async def threaded(context: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """``context``, entered and left in a thread; what was entered is left, whatever comes between."""
+    value = await to_the_end(in_thread(context.__enter__))
     try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # looked at, so that asyncio does not complain that nobody did
+        yield value
+    except Exception as error:
+        if not await to_the_end(in_thread(context.__exit__, type(error), error, error.__traceback__)):
+            raise
+    except BaseException:
+        await to_the_end(in_thread(context.__exit__, None, None, None))
         raise
+    else:
+        await to_the_end(in_thread(context.__exit__, None, None, None))

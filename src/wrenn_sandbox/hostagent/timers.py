@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from wrenn_sandbox.core.spec import Lifetime
+from wrenn_sandbox.core.spec import Lifetime, TimeoutAction
 
 #: The wall clock may be set while we sleep: the deadline is looked at this often at least.
 _LONGEST_SLEEP_S = 30.0
@@ -56,6 +56,10 @@ class Timers:
         if self.lifetime.idle_timeout_s and not self.uses and self._idle_left_s(now_s) <= 0:
             return Ending.IDLE
         return None
+
+    def action(self, ending: Ending) -> TimeoutAction:
+        """What such an end is to be."""
+        return self.lifetime.idle_action if ending is Ending.IDLE else self.lifetime.deadline_action
 
     def sleep_s(self, now_s: float, unix_s: float) -> float:
         """How long nothing can become due, at most half a minute."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
 
+from wrenn_sandbox import __version__
 from wrenn_sandbox.core.errors import Invalid
-from wrenn_sandbox.core.ids import BASE_TEMPLATE_ID, SandboxId, TemplateId
+from wrenn_sandbox.core.ids import BASE_TEMPLATE_ID, BuildId, SandboxId, TemplateId
 from wrenn_sandbox.core.spec import (
     DEFAULT_SHAPE,
     Egress,
@@ -17,9 +19,10 @@ from wrenn_sandbox.core.spec import (
     TimeoutAction,
     round_up,
 )
+from wrenn_sandbox.hostagent.builds import Kept
 from wrenn_sandbox.hostagent.guest_processes import Command, ProcessRef, Terminal
+from wrenn_sandbox.hostagent.request import Request
 from wrenn_sandbox.hostagent.sandbox import Sandbox
-from wrenn_sandbox.hostagent.steps.create import Request
 from wrenn_sandbox.hostagent.templates import TEMPLATE_NAME
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 from wrenn_sandbox.vmm.driver import Capabilities
@@ -49,9 +52,10 @@ _EGRESS = {
 }
 
 
-def create_request(message: pb.CreateSandboxRequest, limits: Capabilities) -> Request:
-    """What to make; the shape is rounded up to one this host offers."""
-    if message.template not in _TEMPLATE_ALIASES:
+def create_request(message: pb.CreateSandboxRequest, limits: Capabilities, *, from_build: bool = False) -> Request:
+    """What to make; the shape is rounded up to one this host offers, unless a build fixes it."""
+    from_build = from_build or bool(message.build_id)
+    if not from_build and message.template not in _TEMPLATE_ALIASES:
         raise Invalid(
             f"There is no template {message.template[:80]!r}: use {TEMPLATE_NAME!r}.", slug="template_not_found"
         )
@@ -67,7 +71,7 @@ def create_request(message: pb.CreateSandboxRequest, limits: Capabilities) -> Re
             slug="invalid_access_token",
         )
     spec = SandboxSpec(
-        template=TEMPLATE_NAME,
+        template=message.template if from_build else TEMPLATE_NAME,
         shape=shape,
         lifetime=lifetime(message.lifetime or pb.Lifetime(idle_timeout_s=message.timeout_sec)),
         network=network_policy(message.network or pb.NetworkPolicy()),
@@ -76,7 +80,85 @@ def create_request(message: pb.CreateSandboxRequest, limits: Capabilities) -> Re
         default_workdir=path(message.default_workdir) if message.default_workdir else "",
         access_token=message.access_token,
     )
-    return Request(SandboxId.parse(message.sandbox_id), spec, template_id(message.template_id))
+    build = build_id(message.build_id) if message.build_id else None
+    return Request(SandboxId.parse(message.sandbox_id), spec, template_id(message.template_id), build)
+
+
+def resume_request(message: pb.ResumeSandboxRequest, limits: Capabilities) -> Request:
+    """What to resume, and from which build."""
+    wanted = message.sandbox or pb.CreateSandboxRequest()
+    request = create_request(wanted, limits, from_build=True)
+    if request.build_id is None or str(request.id) != str(SandboxId.parse(message.sandbox_id)):
+        raise Invalid("sandbox must name the sandbox to resume, and the build to resume it from.", slug="invalid_id")
+    return request
+
+
+def children(message: pb.ForkSandboxRequest, limits: Capabilities) -> list[Request]:
+    """The sandboxes to make of one: at least one, none twice."""
+    requests = [create_request(child, limits, from_build=True) for child in message.children]
+    if not requests or len({request.id for request in requests}) < len(requests):
+        raise Invalid("A fork needs children, and each an id of its own.", slug="invalid_id")
+    return requests
+
+
+def build_id(text: str) -> UUID:
+    """A build's plain UUID."""
+    return BuildId.parse(f"{BuildId.prefix}-{text}").value
+
+
+def template(text: str) -> TemplateId:
+    """The template that holds a snapshot: a plain UUID, and not that of the base template."""
+    found = TemplateId.parse(f"{TemplateId.prefix}-{text}")
+    if found == BASE_TEMPLATE_ID:
+        raise Invalid("The base template is no snapshot: give the snapshot's template_id.", slug="invalid_id")
+    return found
+
+
+def build(kept: Kept, holders: Sequence[str]) -> pb.Build:
+    """A build for an answer. Blocks: its size is looked up."""
+    made, manifest = kept.build, kept.build.manifest
+    return pb.Build(
+        build_id=str(made.id),
+        parent_id=manifest.parent,
+        size_bytes=made.size_bytes,
+        created_at_unix=manifest.created_at_unix_s,
+        vcpus=manifest.shape.vcpus,
+        memory_mb=manifest.shape.memory_mib,
+        sandbox_id=manifest.sandbox_id,
+        holders=list(holders),
+        stopped_ms=kept.stopped_ms,
+        captured_ms=kept.captured_ms,
+        durable_ms=kept.durable_ms,
+    )
+
+
+def created(sandbox: Sandbox, limits: Capabilities) -> pb.CreateSandboxResponse:
+    """A sandbox that was just made."""
+    shape = sandbox.request.spec.shape
+    return pb.CreateSandboxResponse(
+        sandbox_id=str(sandbox.request.id),
+        status=sandbox.state.value,
+        host_ip=sandbox.host_ip,
+        metadata=metadata(limits),
+        vcpus=shape.vcpus,
+        memory_mb=shape.memory_mib,
+        phases=phases(sandbox),
+    )
+
+
+def phases(sandbox: Sandbox) -> list[pb.Phase]:
+    """How long each phase of its last restore took."""
+    return [pb.Phase(name=phase.name, ms=phase.ms) for phase in sandbox.watch.phases]
+
+
+def metadata(limits: Capabilities) -> dict[str, str]:
+    """What a sandbox runs on."""
+    return {"driver": driver_name(limits), "version": __version__}
+
+
+def driver_name(limits: Capabilities) -> str:
+    """E.g. ``qemu/tcg``."""
+    return f"{limits.driver}/{limits.accelerator}"
 
 
 def template_id(text: str) -> str:
@@ -221,4 +303,5 @@ def sandbox_info(sandbox: Sandbox, unix_offset_s: float) -> pb.SandboxInfo:
             deadline_action=_ACTION_CODES[limits.deadline_action],
         ),
         progress=sandbox.watch.doing,
+        build_id=str(sandbox.build_id) if sandbox.build_id else "",
     )

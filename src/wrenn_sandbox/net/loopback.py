@@ -7,14 +7,14 @@ machine share these addresses; each begins at a number of its own, so that they 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Self
 
-from wrenn_sandbox.core.errors import Exhausted
+from wrenn_sandbox.core.errors import Conflict, Exhausted
 from wrenn_sandbox.core.slots import DEFAULT_POOLS, FIRST_SLOT, LAST_SLOT, AddressPools, Slot, slot
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net.firewall import policy_rules
@@ -63,16 +63,26 @@ class LoopbackNetwork:
 
     def link(self, policy: NetworkPolicy) -> AbstractAsyncContextManager[LoopbackLink]:
         """The next free slot; raises Exhausted (``host_full``) or Invalid (``invalid_network_policy``)."""
-        return self._link(policy)
+        return self._link(policy, self._numbers.take)
+
+    def adopt(self, number: int, policy: NetworkPolicy) -> AbstractAsyncContextManager[LoopbackLink]:
+        """The slot of this number; raises Conflict (``slot_in_use``) or Invalid (``invalid_network_policy``)."""
+
+        def claim() -> int:
+            if not self._numbers.claim(number):
+                raise Conflict(f"Network slot {number} is in use.", slug="slot_in_use")
+            return number
+
+        return self._link(policy, claim)
 
     async def sweep(self) -> int:
         """Nothing can be left behind."""
         return 0
 
     @asynccontextmanager
-    async def _link(self, policy: NetworkPolicy) -> AsyncIterator[LoopbackLink]:
+    async def _link(self, policy: NetworkPolicy, take: Callable[[], int | None]) -> AsyncIterator[LoopbackLink]:
         policy_rules(policy)
-        number = self._numbers.take() if self._in_use < self.limit else None
+        number = take() if self._in_use < self.limit else None
         if number is None:
             raise Exhausted(f"All {self.limit} network slots of this host are in use.", retry_after_s=5)
         self._in_use += 1

@@ -150,6 +150,16 @@ def connect(slot: Slot) -> None:
         raise
 
 
+def is_whole(slot: Slot) -> bool:
+    """Whether the namespace of ``slot`` is there, with its tap, and its link to the host."""
+    try:
+        run_inside(slot.netns, lambda: socket.if_nametoindex(TAP_NAME))
+        socket.if_nametoindex(slot.veth)
+    except OSError:
+        return False
+    return True
+
+
 def remove_link(name: str) -> None:
     """Delete a link and with it its peer, addresses and routes; returns when the name is free."""
     try:

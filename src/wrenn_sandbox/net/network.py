@@ -34,5 +34,11 @@ class Network(Protocol):
     def link(self, policy: NetworkPolicy) -> AbstractAsyncContextManager[Link]:
         """A free slot with the policy in force; raises Exhausted (``host_full``) when there is none."""
 
+    def adopt(self, number: int, policy: NetworkPolicy) -> AbstractAsyncContextManager[Link]:
+        """The slot that the machine of a dead agent still uses, as if ``link`` had given it; its ``tap_fd`` is None.
+
+        Raises Unavailable (``network_lost``) when it is not whole any more, Conflict (``slot_in_use``).
+        """
+
     async def sweep(self) -> int:
         """Remove what a dead agent of the same tag left behind; returns how many namespaces and links went."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,14 +25,14 @@ from typing import Self, TypeVar
 import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
-from wrenn_sandbox.core.errors import Exhausted, Unavailable, WrennError
+from wrenn_sandbox.core.errors import Conflict, Exhausted, Unavailable, WrennError
 from wrenn_sandbox.core.slots import DEFAULT_POOLS, LAST_SLOT, AddressPools, slot
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net import conflicts, conntrack, namespace, nftables
 from wrenn_sandbox.net.firewall import Limits, host_rules_removal, policy_rules
 from wrenn_sandbox.net.host import HostSide, stop_forwarding
 from wrenn_sandbox.net.services import dns
-from wrenn_sandbox.net.slotlink import Recipe, SlotLink, opened, run_to_end
+from wrenn_sandbox.net.slotlink import Recipe, SlotLink, opened, run_to_end, settled, taken_over
 from wrenn_sandbox.net.slotnumbers import SlotNumbers, last_number
 
 T = TypeVar("T")
@@ -84,6 +84,7 @@ class NamespacePool:
         self._open = False
         self._failed = False
         self._places = asyncio.Semaphore(_PARALLEL_MAKES)
+        self._all_places = asyncio.Lock()
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -118,13 +119,19 @@ class NamespacePool:
 
         Raises Exhausted (``host_full``), Invalid (``invalid_network_policy``), Unavailable (``network_setup_failed``).
         """
-        return self._link(policy)
+        return self._lent(policy, self._take)
+
+    def adopt(self, number: int, policy: NetworkPolicy) -> AbstractAsyncContextManager[SlotLink]:
+        """The slot that the machine of a dead agent still uses, with ``policy`` in force.
+
+        Raises Unavailable (``network_lost``), Conflict (``slot_in_use``), Invalid (``invalid_network_policy``).
+        """
+        return self._lent(policy, partial(self._take_over, number))
 
     async def sweep(self) -> int:
         """Remove every namespace and link of this tag that is not ours; returns how many names went."""
         async with AsyncExitStack() as stack:
-            for _ in range(_PARALLEL_MAKES):  # nothing new is made meanwhile
-                await stack.enter_async_context(self._places)
+            await stack.enter_async_context(self._nothing_made())
             work = partial(sweep, self._options.tag, self._options.pools, set(self._kept), rules=not self._open)
             count = await run_to_end(stack.enter_context(ThreadPoolExecutor(1, "net-sweep")), work)
             for number in self._blocked:
@@ -133,9 +140,17 @@ class NamespacePool:
         return count
 
     @asynccontextmanager
-    async def _link(self, policy: NetworkPolicy) -> AsyncIterator[SlotLink]:
+    async def _nothing_made(self) -> AsyncIterator[None]:
+        """No slot is being made within the context. One at a time may wait for that: two would wait for each other."""
+        async with self._all_places, AsyncExitStack() as stack:
+            for _ in range(_PARALLEL_MAKES):
+                await stack.enter_async_context(self._places)
+            yield
+
+    @asynccontextmanager
+    async def _lent(self, policy: NetworkPolicy, take: Callable[[], Awaitable[SlotLink]]) -> AsyncIterator[SlotLink]:
         policy_rules(policy)
-        link = await self._take()
+        link = await take()
         try:
             await link.apply(policy)
             yield link
@@ -156,6 +171,44 @@ class NamespacePool:
             raise
         self._wake.set()
         return link
+
+    async def _take_over(self, number: int) -> SlotLink:
+        waiter: asyncio.Future[SlotLink] = asyncio.get_running_loop().create_future()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._nothing_made())  # nobody is looking at this very number
+            if not self._open:
+                raise Unavailable("The network of this host is not up.", slug="network_down")
+            if number not in self._blocked and not self._numbers.claim(number):
+                raise Conflict(f"Network slot {number} is in use.", slug="slot_in_use")
+            self._blocked.discard(number)
+            self._kept.add(number)
+            self._in_use += 1
+            self._group.create_task(self._keep_old(number, waiter))
+        try:
+            return await settled(waiter)
+        except BaseException:
+            self._in_use -= 1
+            raise
+
+    async def _keep_old(self, number: int, waiter: asyncio.Future[SlotLink]) -> None:
+        """The rest of the life of a slot that a dead agent made."""
+        the_slot = slot(number, self._options.pools, self._options.tag)
+        try:
+            async with taken_over(the_slot, self._upstream, self._makers, self._removers) as link:
+                self._live[number] = link
+                waiter.set_result(link)
+                await link.released.wait()
+            self._numbers.give_back(number)
+        except (WrennError, OSError, NetlinkError) as error:
+            self._blocked.add(number)  # a sweep looks after what is left of it
+            if waiter.done():
+                _log.error("network.slot_failed", slot=number, making=False, error=str(error))
+            else:
+                waiter.set_exception(error)
+        finally:
+            self._live.pop(number, None)
+            self._kept.discard(number)
+            self._wake.set()
 
     async def _wait(self) -> SlotLink:
         waiter: asyncio.Future[SlotLink] = asyncio.get_running_loop().create_future()

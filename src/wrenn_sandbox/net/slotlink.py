@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from wrenn_sandbox.core.errors import Unavailable
 from wrenn_sandbox.core.slots import GATEWAY_IP, AddressPools, Slot
 from wrenn_sandbox.core.spec import Egress, NetworkPolicy
 from wrenn_sandbox.net import conntrack, namespace, nftables
@@ -41,11 +42,11 @@ class SlotLink:
     """A slot as its sandbox holds it (``net.network.Link``)."""
 
     slot: Slot
-    tap_fd: int
+    tap_fd: int | None  # None in one that was taken over: its machine has the only descriptor
     executor: Executor
     forwarder: dns.Forwarder
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    policy: NetworkPolicy = field(default_factory=NetworkPolicy)
+    policy: NetworkPolicy | None = field(default_factory=NetworkPolicy)  # None: not known
     _applying: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def apply(self, policy: NetworkPolicy) -> None:
@@ -64,7 +65,7 @@ class SlotLink:
 class _Parts:
     """What the worker thread made. ``close`` removes all of it, and blocks for some ten milliseconds."""
 
-    tap_fd: int
+    tap_fd: int | None
     sockets: tuple[socket.socket, socket.socket, socket.socket]
     stack: ExitStack
 
@@ -81,6 +82,28 @@ async def opened(
     Raises namespace.SlotTaken, WrennError, OSError or NetlinkError. Cancelling waits for the step under way.
     """
     making = asyncio.get_running_loop().run_in_executor(makers, _make, slot, recipe)
+    async with _served(slot, making, upstream, makers, removers) as link:
+        yield link
+
+
+@asynccontextmanager
+async def taken_over(
+    slot: Slot, upstream: dns.Upstream, makers: Executor, removers: Executor
+) -> AsyncIterator[SlotLink]:
+    """A slot that a dead agent made, with its rules as they are; all of it is gone when the context has been left.
+
+    Raises Unavailable (``network_lost``), OSError.
+    """
+    taking = asyncio.get_running_loop().run_in_executor(makers, _take_over, slot)
+    async with _served(slot, taking, upstream, makers, removers) as link:
+        link.policy = None
+        yield link
+
+
+@asynccontextmanager
+async def _served(
+    slot: Slot, making: asyncio.Future[_Parts], upstream: dns.Upstream, makers: Executor, removers: Executor
+) -> AsyncIterator[SlotLink]:
     try:
         parts = await settled(making)
         clock, datagrams, listener = parts.sockets
@@ -125,6 +148,18 @@ def _make(slot: Slot, recipe: Recipe) -> _Parts:
         return _Parts(tap_fd, sockets, stack.pop_all())
 
 
+def _take_over(slot: Slot) -> _Parts:
+    if not namespace.is_whole(slot):
+        raise Unavailable(f"The network of slot {slot.index} is not there any more.", slug="network_lost")
+    with ExitStack() as stack:
+        sockets = namespace.run_inside(slot.netns, _bind)
+        stack.callback(namespace.remove_name, slot.netns)
+        for each in sockets:
+            stack.callback(each.close)
+        stack.callback(_disconnect, slot)
+        return _Parts(None, sockets, stack.pop_all())
+
+
 def _disconnect(slot: Slot) -> None:
     namespace.remove_link(slot.veth)
     conntrack.forget(slot)
@@ -132,6 +167,10 @@ def _disconnect(slot: Slot) -> None:
 
 def _furnish(rules: str) -> tuple[socket.socket, socket.socket, socket.socket]:
     nftables.transact(rules)
+    return _bind()
+
+
+def _bind() -> tuple[socket.socket, socket.socket, socket.socket]:
     with ExitStack() as stack:
         bound = []
         for kind, port in (

@@ -24,6 +24,13 @@ class SlotNumbers:
                 return number
         return None
 
+    def claim(self, number: int) -> bool:
+        """Take this very number; False when it is taken already or is none of ours."""
+        if number in self._taken or not FIRST_SLOT <= number <= self._last:
+            return False
+        self._taken.add(number)
+        return True
+
     def give_back(self, number: int) -> None:
         """``number`` may be handed out again."""
         self._taken.discard(number)

@@ -336,10 +336,20 @@ def _sendable(code: int | None) -> int:
     return _ABNORMAL_CLOSURE if code in (1006, 1015) or not 1000 <= code < 5000 else code
 
 
-async def refuse(scope: Scope, send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
+async def refuse(
+    scope: Scope,
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: str = "application/json",
+    *,
+    retry_after_s: int = 0,
+) -> None:
     """Answer a request, or a WebSocket handshake that was not accepted yet, with an error."""
     kind = "http" if scope["type"] == "http" else "websocket.http"
     headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+    if retry_after_s:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
     if kind == "websocket.http" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return

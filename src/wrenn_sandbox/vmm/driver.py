@@ -27,6 +27,16 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Patch:
+    """``length`` bytes of guest memory at ``address``, both in whole pages: from ``source`` at ``offset``, or zeros."""
+
+    address: int
+    length: int
+    source: Path | None
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MachineFiles:
     """Absolute host paths of all that a machine maps or reads."""
 
@@ -37,6 +47,8 @@ class MachineFiles:
     disk: Path  # qcow2 overlay, first disk, writable
     backing: tuple[Path, ...]  # every file below the overlay, read-only
     memory: Path  # RAM file: created by boot (share=on), mapped privately by restore
+    #: What a restore writes over the mapped file before the machine runs, in any order and without overlaps.
+    patches: tuple[Patch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,15 @@ class Exit:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """A machine's memory: ``size`` bytes at ``address`` in process ``pid``, mapped privately unless it was booted."""
+
+    pid: int
+    address: int
+    size: int
+
+
 class Machine(Protocol):
     """A live VMM. Every call has its own time limit and raises Unavailable (``vmm_unresponsive``) past it."""
 
@@ -75,11 +96,23 @@ class Machine(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs run. No-op when running."""
 
-    async def snapshot(self, state: Path) -> None:
-        """Write the device state of a paused machine to the new file ``state``; disks are flushed before it returns.
+    @property
+    def ram(self) -> Ram:
+        """Where the guest's memory is mapped, for ``vmm.ram``."""
 
-        After ``boot`` the RAM file named in the spec then holds the memory of that moment.
+    async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
+        """Stop the machine and write its device state to the new file ``state``; its disk's caches are written back.
+
+        After ``boot`` the RAM file named in the spec then holds the memory of that moment. ``overlay`` is an empty
+        overlay above the present one: the machine writes there from now on, and the present one will not change
+        any more and is readable for every VMM. Nothing is synced.
+
+        When this raises, a cancel too, there is no file ``state``, and the machine goes on with ``resume`` and writes
+        where it did; after ``vmm_unresponsive`` alone, ask ``writes_to`` before removing ``overlay``.
         """
+
+    async def writes_to(self, overlay: Path) -> bool:
+        """Whether the guest's disk writes go to this file: what an agent asks that adopts a half-done snapshot."""
 
     async def wait(self) -> Exit:
         """Return when the VMM has ended, whoever ended it. Any number of callers may wait."""
@@ -95,11 +128,21 @@ class Driver(Protocol):
     def platform(self, kernel_cmdline: str) -> Platform:
         """The virtual hardware new templates get; recorded in their manifest."""
 
+    def tsc_khz(self) -> int:
+        """Rate in kHz of the counter that guests on this host tell the time by, 0 if it does not matter.
+
+        Measured by the first call, which blocks for 50 ms. Two measurements differ by some ppm.
+        """
+
     def boot(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:
         """Cold boot with RAM in the file ``spec.files.memory``; running on entry."""
 
     def restore(self, spec: MachineSpec, state: Path) -> AbstractAsyncContextManager[Machine]:
-        """Restore from ``spec.files.memory`` (copy-on-write) and ``state``; running on entry."""
+        """Restore from ``spec.files.memory`` (copy-on-write), its patches, and ``state``; running on entry."""
 
     def adopt(self, spec: MachineSpec, pid: int) -> AbstractAsyncContextManager[Machine]:
-        """Take over a VMM that another agent process started; raises NotFound (``vmm_gone``) when it is not alive."""
+        """Take over a VMM that another agent process started; raises NotFound (``vmm_gone``) when it is not alive.
+
+        It may be stopped: an agent can die in the middle of a snapshot. Which of its files it writes to is asked of
+        the VMM, whatever ``spec.files.disk`` says.
+        """

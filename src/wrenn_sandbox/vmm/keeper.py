@@ -1,20 +1,33 @@
 """Stands above a fake machine, as a kernel stands above a guest: when the first process ends, all end.
 
-Run as ``python -I keeper.py COMMAND...``. It starts COMMAND, writes its pid to descriptor 3, adopts whatever COMMAND's
-children leave behind, and when COMMAND ends kills all of that and ends in the same way, so that its own parent learns
-exit code or signal. Programs in a fake sandbox make sessions of their own; nothing else would find them again.
+Run as ``python -I keeper.py shared|private COMMAND...`` with one end of a SOCK_SEQPACKET pair as descriptor 3 and a RAM
+file as descriptor 4. It maps the file, says ``mapped``, waits for ``go``, starts COMMAND and says its pid. Then it
+adopts whatever COMMAND's children leave behind, and when COMMAND ends kills all of that and ends in the same way, so
+that its own parent learns exit code or signal. Programs in a fake sandbox make sessions of their own; nothing else
+would find them again.
+
+The mapping is the machine's memory to everybody outside: nothing inside uses it, and it outlives a stop of the tree.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
-REPORT_FD = 3
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+CONTROL_FD, MEMORY_FD = 3, 4
+SHARED, PRIVATE = "shared", "private"
+MAPPED, GO = b"mapped", b"go"
+_PR_SET_CHILD_SUBREAPER, _PR_SET_PTRACER = 36, 0x59616D61  # linux/prctl.h
+_PR_SET_PTRACER_ANY = -1
+#: States of proc_pid_stat(5). One that sleeps in the kernel (D) takes the signal before it can fork.
+_GONE = "X"
+_HALTED = frozenset("TtDZ" + _GONE)
+_HALT_LIMIT_S, _LOOK_EVERY_S = 1.0, 0.0002
 _PARENT_FIELD = 1  # ppid, counted from field 3 of proc_pid_stat(5)
 
 
@@ -47,8 +60,24 @@ def stop(pid: int) -> list[int]:
     while new := set(descendants(pid)) - stopped:
         for member in new:
             send(member, signal.SIGSTOP)
+        for member in new:
+            await_halt(member)
         stopped |= new
     return sorted(stopped)
+
+
+def await_halt(pid: int) -> None:
+    """Return when a process that was sent SIGSTOP can fork no more: on another CPU it may be at it just now."""
+    deadline = time.monotonic() + _HALT_LIMIT_S
+    while _state(pid) not in _HALTED and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return _GONE
 
 
 def send(pid: int, number: signal.Signals) -> None:
@@ -61,14 +90,29 @@ def send(pid: int, number: signal.Signals) -> None:
 
 def main() -> None:
     """Keep the command on our command line."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    mode, command = sys.argv[1], sys.argv[2:]
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Any agent of our user may reach the memory, not only the one that started us (Yama, ptrace(2)).
+    libc.prctl(_PR_SET_PTRACER, ctypes.c_long(_PR_SET_PTRACER_ANY), 0, 0, 0)
+    memory = mmap.mmap(MEMORY_FD, 0, flags=mmap.MAP_SHARED if mode == SHARED else mmap.MAP_PRIVATE)
+    os.close(MEMORY_FD)
+    os.write(CONTROL_FD, MAPPED)
+    if os.read(CONTROL_FD, len(GO)) != GO:
+        os._exit(1)
     first = os.fork()
     if first == 0:
-        os.close(REPORT_FD)
+        os.close(CONTROL_FD)
         os.setsid()
-        os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606
-    os.write(REPORT_FD, b"%d" % first)
-    os.close(REPORT_FD)
+        os.execv(command[0], command)  # noqa: S606
+    os.write(CONTROL_FD, b"%d" % first)
+    os.close(CONTROL_FD)
+    _end_as(first)
+    memory.close()
+
+
+def _end_as(first: int) -> None:
+    """Wait for ``first``, end everything below us, and then ourselves in the way it ended."""
     pid = status = 0
     while pid != first:
         pid, status = os.wait()

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from tests.contract.drivers import PATIENCE_S, Bench, qemu_bench, ticking, ticks, traces
-from wrenn_sandbox.core.errors import Unavailable
+from tests.contract.drivers import PATIENCE_S, Bench, Moment, qemu_bench, ticking, ticks, traces
+from wrenn_sandbox.core.errors import Exhausted, Unavailable
 from wrenn_sandbox.core.slots import GATEWAY_IP, GUEST_IP
+from wrenn_sandbox.disk import overlay
 from wrenn_sandbox.net.tap import open_tap
 from wrenn_sandbox.vmm.log import LOG_BYTES
 
@@ -128,6 +129,109 @@ def test_an_overlay_is_consistent_when_the_snapshot_returns(bench: Bench) -> Non
     _run(main)
 
 
+def _blocks(layer: Path, scratch: Path) -> list[bytes]:
+    """What the guest left in the first bytes of the blocks of its disk, as seen from ``layer`` down."""
+    raw = scratch / "seen.raw"
+    for command in (["check", "-q", layer], ["convert", "-f", "qcow2", "-O", "raw", layer, raw]):
+        subprocess.run(["qemu-img", *command], check=True)
+    with raw.open("rb") as file:
+        return [os.pread(file.fileno(), 8, n * 4096) for n in range(1, 200)]
+
+
+def test_layers_hold_all_that_was_written_before_them_and_nothing_later(bench: Bench, tmp_path: Path) -> None:
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        layers, seen = [spec.files.disk, *spec.files.backing], []
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            for number in range(3):
+                await ticking(machine, more=3)
+                moment = await bench.taken(machine, layers, spec.files.disk.with_name(f"{number}.qcow2"))
+                seen.append((ticks(machine), layers[0]))
+                assert (layers[0].stat().st_uid, layers[0].stat().st_mode & 0o777) == (0, 0o644)
+                layers = [moment.state.with_suffix(".qcow2"), *layers]
+                assert (layers[0].stat().st_uid, layers[0].stat().st_mode & 0o777) == (spec.uid, 0o600)
+                await machine.resume()
+            assert _open_for_writing(machine.pid) == [layers[0].name]
+            for last, layer in seen:
+                trail = _blocks(layer, tmp_path)
+                assert trail[: last - 1] == [b"%08d" % n for n in range(1, last)]
+                assert set(trail[last:]) == {bytes(8)}  # block number ``last`` itself may be on its way
+        assert (layers[0].stat().st_uid, layers[0].stat().st_mode & 0o777) == (0, 0o644)
+
+    _run(main)
+
+
+def _open_for_writing(pid: int) -> list[str]:
+    """Names of the qcow2 files that a process could write to."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        flags = int(re.search(r"^flags:\s+(\d+)", (entry.parents[1] / "fdinfo" / entry.name).read_text(), re.M)[1], 8)
+        name = str(entry.readlink()).rpartition("/")[2]
+        if flags & os.O_ACCMODE != os.O_RDONLY and name.endswith(".qcow2"):
+            found.append(name)
+    return found
+
+
+def test_an_overlay_that_is_none_is_refused_and_let_go_of(bench: Bench) -> None:
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        rubbish = spec.files.disk.with_name("rubbish.qcow2")
+        rubbish.write_bytes(b"no image" * 10_000)
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            with pytest.raises(Unavailable, match="qcow2"):
+                await machine.snapshot(bench.directory / "never", rubbish)
+            held = [entry.readlink().name for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
+            assert not [name for name in held if name.startswith(("rubbish", "never"))]
+            assert rubbish.stat().st_uid == 0
+            await machine.resume()
+            await ticking(machine)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("room", [0, 4096])
+def test_a_state_that_finds_no_room_says_so(bench: Bench, tmp_path: Path, room: int) -> None:
+    async def main() -> None:
+        spec = await bench.restore_spec()
+        above = spec.files.disk.with_name("above.qcow2")
+        overlay.create(above, spec.files.disk, "qcow2")
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            with pytest.raises(Exhausted) as caught:
+                await machine.snapshot(tmp_path / "state", above)
+            assert caught.value.slug == "host_disk_full"
+            assert not (tmp_path / "state").exists()
+            assert await machine.writes_to(spec.files.disk)
+            await machine.resume()
+            await ticking(machine)
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True)
+    try:
+        (tmp_path / "filler").write_bytes(bytes(65536 - room))
+        _run(main)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_long_chain_of_layers_is_restored_and_grows(bench: Bench) -> None:
+    async def main() -> None:
+        base = (await bench.baked()).spec.files
+        place = bench.directory / "chain"
+        place.mkdir()
+        layers = [base.disk, *base.backing]
+        for number in range(9):
+            overlay.create(place / f"{number}.qcow2", layers[0], "qcow2")
+            (place / f"{number}.qcow2").chmod(0o644)
+            layers.insert(0, place / f"{number}.qcow2")
+        spec = await bench.spec_from(Moment(bench.base.state, tuple(layers), ()))
+        async with bench.driver.restore(spec, bench.base.state) as machine:
+            await ticking(machine)
+            await bench.taken(machine, (spec.files.disk, *layers), place / "above.qcow2")
+            await machine.resume()
+            await ticking(machine)
+
+    _run(main)
+
+
 def test_a_guest_cannot_fill_the_host_through_its_console(bench: Bench) -> None:
     async def main() -> None:
         spec = bench.new_spec()
@@ -174,10 +278,14 @@ def test_it_all_works_on_uvloop_too(bench: Bench) -> None:
     async def main() -> None:
         async with asyncio.timeout(PATIENCE_S), bench.restored() as machine:
             await ticking(machine)
-            await machine.snapshot(bench.directory / "uv.state")
+            above = bench.directory / "uv.qcow2"
+            overlay.create(above, bench.base.spec.files.disk, "qcow2")
+            await machine.snapshot(bench.directory / "uv.state", above)
+            assert await machine.writes_to(above)
             await machine.resume()
             await ticking(machine)
         (bench.directory / "uv.state").unlink()
+        above.unlink()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

@@ -97,26 +97,47 @@ def test_a_child_that_is_killed_is_started_again(running: Platform, module: str)
 
     until(replaced)
     until(lambda: answers(running))
-    if module == "hostagent":  # its machines went with it, and the rows say so
-        path = f"/v1/sandboxes/{sandbox}"
-        until(lambda: running.client.get(path).json()["status"] in {"error", "stopped"})
-        until(lambda: running.client.post("/v1/sandboxes", json={}).status_code == 201)
-    else:
-        assert running.sh(sandbox, "echo still here") == "still here\n"
+    exec_path = f"/v1/sandboxes/{sandbox}/exec"
+    until(lambda: running.client.post(exec_path, json={"cmd": "true"}).status_code == 200)
+    assert running.sh(sandbox, "echo still here") == "still here\n", "its machine never noticed"
+    until(lambda: running.client.post("/v1/sandboxes", json={}).status_code == 201)
     for item in running.client.get("/v1/sandboxes").json()["items"]:
         running.kill(item["id"])
     assert b"starting it again" in (running.data_dir / "up.log").read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_nothing_left(number: signal.Signals, images: Path, tmp_path: Path) -> None:
+def test_a_signal_pauses_what_runs_and_leaves_nothing(number: signal.Signals, images: Path, tmp_path: Path) -> None:
     with up(tmp_path, images) as platform:
-        sandbox = platform.create()
-        platform.run(sandbox["id"], "sh", "-c", "sleep 600 &")
+        sandboxes = [platform.create()["id"] for _ in range(3)]
+        platform.run(sandboxes[0], "sh", "-c", "sleep 600 &")
         platform.process.send_signal(number)
         assert platform.process.wait(60) == 0
     assert not (tmp_path / "ready.json").exists()
     assert list((tmp_path / "run").iterdir()) == []
+    assert "3 of 3 sandboxes paused" in (tmp_path / "up.log").read_text()
+    with up(tmp_path, images, "--kill") as platform:
+        for sandbox in sandboxes:
+            path = f"/v1/sandboxes/{sandbox}"
+            until(lambda path=path: platform.client.get(path).json()["status"] == "paused")
+            assert platform.client.post(f"{path}/resume").status_code == 200
+            assert platform.sh(sandbox, "echo back") == "back\n"
+    assert "3 of 3 sandboxes destroyed" in (tmp_path / "up.log").read_text()
+    assert list((tmp_path / "builds").iterdir()) == list((tmp_path / "holds").iterdir()) == []
+
+
+def test_a_killed_one_leaves_its_sandboxes_to_the_next(images: Path, tmp_path: Path, clean: None) -> None:
+    ready, data_dir = tmp_path / "first.json", tmp_path / "d"
+    with started(*asked(images, data_dir, "--ready-file", ready), log=tmp_path / "up.log") as process:
+        until(ready.exists)
+        sandbox = wrenn("sandbox", "create", env=json.loads(ready.read_text())["env"]).stdout.decode().strip()
+        process.kill()
+        process.wait(60)
+    until(lambda: unlocked(data_dir / "agent.lock"))
+    assert [path.name for path in (data_dir / "run").glob("sb-*")] == [sandbox]
+    with up(data_dir, images) as again:
+        assert again.sh(sandbox, "echo still here") == "still here\n"
+        again.kill(sandbox)
 
 
 def test_killed_it_takes_its_children_along(images: Path, tmp_path: Path, clean: None) -> None:

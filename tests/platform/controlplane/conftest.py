@@ -159,9 +159,13 @@ def plane(shared_plane: Plane) -> Iterator[Plane]:
     agent.fail.clear()
     agent.delay_s.clear()
     agent.break_downloads = False
-    for item in shared_plane.client.get("/v1/sandboxes?state=pending,running,missing,stopping,error").json()["items"]:
-        shared_plane.client.delete(f"/v1/sandboxes/{item['id']}")
-    until(lambda: not agent.machines)
+    states = "pending,running,missing,pausing,paused,resuming,stopping,error"
+    while items := shared_plane.client.get(f"/v1/sandboxes?state={states}").json()["items"]:
+        for item in items:
+            assert shared_plane.client.delete(f"/v1/sandboxes/{item['id']}").status_code == 204
+    for item in shared_plane.client.get("/v1/snapshots?type=snapshot").json():
+        shared_plane.client.delete(f"/v1/snapshots/{item['name']}")
+    until(lambda: not (agent.machines or agent.builds or agent.holds))
     agent.calls.clear()
     agent.typed.clear()
 

@@ -25,6 +25,7 @@ import aiohttp
 import uvicorn
 from protobuf import Oneof
 
+from tests.platform.controlplane.standin_moments import Moments
 from wrenn_sandbox.core.errors import Conflict, Invalid, NotFound, Unavailable, WrennError
 from wrenn_sandbox.rpc.errors import to_connect
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
@@ -45,22 +46,30 @@ class Machine:
     progress: str = ""
     lifetime: pb.Lifetime | None = None
     last_active: float = field(default_factory=time.time)
+    #: The newest durable build of its own, and the one its present state descends from.
+    build_id: str = ""
+    current: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     terminals: dict[str, int] = field(default_factory=dict)
     shells: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
-class StandIn(HostAgentService):
+class StandIn(Moments, HostAgentService):
     """The agent's state and its switches."""
 
     root: Path
     machines: dict[str, Machine] = field(default_factory=dict)
+    #: Durable builds, and who keeps which: sandbox and template ids.
+    builds: dict[str, pb.Build] = field(default_factory=dict)
+    holds: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     #: RPC name -> error it answers with.
     fail: dict[str, WrennError] = field(default_factory=dict)
     #: RPC name -> seconds it takes longer.
     delay_s: dict[str, float] = field(default_factory=dict)
+    #: Calls about builds that are under way.
+    working: int = 0
     typed: list[bytes] = field(default_factory=list)
     uploads_broken: int = 0
     downloads_ended: int = 0
@@ -84,8 +93,14 @@ class StandIn(HostAgentService):
         return machine
 
     async def create_sandbox(self, request: pb.CreateSandboxRequest, _ctx: Any) -> pb.CreateSandboxResponse:
+        if request.build_id and request.build_id not in self.builds:
+            raise to_connect(NotFound(f"There is no build {request.build_id}.", slug="build_not_found"))
         self.machines[request.sandbox_id] = Machine(
-            request, status="starting", progress="preparing template base", lifetime=request.lifetime
+            request,
+            status="starting",
+            progress="preparing template base",
+            lifetime=request.lifetime,
+            current=request.build_id,
         )
         try:
             await self._begin("CreateSandbox")
@@ -111,6 +126,7 @@ class StandIn(HostAgentService):
         await self._begin("DestroySandbox")
         if machine := self.machines.pop(request.sandbox_id, None):
             end(machine)
+        self.release(request.sandbox_id)
         return pb.DestroySandboxResponse()
 
     async def list_sandboxes(self, _request: pb.ListSandboxesRequest, _ctx: Any) -> pb.ListSandboxesResponse:
@@ -128,6 +144,7 @@ class StandIn(HostAgentService):
                     reason_slug=machine.reason_slug,
                     progress=machine.progress if machine.status == "starting" else "",
                     lifetime=machine.lifetime,
+                    build_id=machine.build_id,
                 )
                 for sandbox_id, machine in self.machines.items()
             ]

@@ -105,7 +105,9 @@ def test_without_its_host_agent_it_serves_and_says_so(tmp_path: Path) -> None:
     with agent_thread(tmp_path / "guest") as (agent, url):
         stack = control_plane(tmp_path, agent, url)
         plane = stack.__enter__()
-        sandbox = plane.create()
+        sandbox, paused, source = plane.create(), plane.create(), plane.create()
+        assert plane.client.post(f"/v1/sandboxes/{paused}/pause").status_code == 200
+        assert plane.client.post("/v1/snapshots", json={"sandbox_id": source, "name": "n"}).status_code == 201
     try:
         for method, path, body in (
             ("POST", "/v1/sandboxes", {}),
@@ -114,12 +116,21 @@ def test_without_its_host_agent_it_serves_and_says_so(tmp_path: Path) -> None:
             ("GET", f"/v1/sandboxes/{sandbox}/files?path=x", None),
             ("PUT", f"/v1/sandboxes/{sandbox}/files?path=x", None),
             ("DELETE", f"/v1/sandboxes/{sandbox}", None),
+            ("POST", f"/v1/sandboxes/{source}/pause", None),
+            ("POST", f"/v1/sandboxes/{paused}/resume", None),
+            ("POST", f"/v1/sandboxes/{paused}/fork", {"count": 2}),
+            ("POST", f"/v1/sandboxes/{source}/rollback", {"snapshot": "n"}),
+            ("POST", "/v1/snapshots", {"sandbox_id": source, "name": "m"}),
         ):
             answer = plane.client.request(method, path, json=body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "host_unavailable"), path
             assert int(answer.headers["retry-after"]) > 0
-        (failed,) = plane.client.get("/v1/sandboxes?state=error").json()["items"]
-        assert failed["status_slug"] == "host_unavailable"
+        failed = plane.client.get("/v1/sandboxes?state=error").json()["items"]
+        assert [item["status_slug"] for item in failed] == ["host_unavailable"] * 3
+        # It was never asked, so all is as it was, and can be asked for again.
+        assert (plane.status(source), plane.status(paused)) == ("running", "paused")
+        assert [item["name"] for item in plane.client.get("/v1/snapshots?type=snapshot").json()] == ["n"]
+        assert plane.client.delete("/v1/snapshots/n").status_code == 204
         assert plane.status(sandbox) == "stopping"  # it will be, when the host is back
         assert plane.client.get("/health").status_code == 200
         assert "Traceback" not in plane.log()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import aiohttp
@@ -28,6 +29,7 @@ from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "platform-test-token-0123456789"
+Answer = TypeVar("Answer")
 SERVICE = "hostagent.v1.HostAgentService"
 
 
@@ -60,6 +62,44 @@ class Client:
         request = pb.CreateSandboxRequest(**wanted)
         return await self.channel.unary("CreateSandbox", request, pb.CreateSandboxResponse)
 
+    async def call(self, method: str, request: object, answer: type[Answer]) -> Answer:
+        return await self.channel.unary(method, request, answer)
+
+    async def pause(self, sandbox_id: str, build_id: str = "") -> pb.Build:
+        request = pb.PauseSandboxRequest(sandbox_id=sandbox_id, build_id=build_id or str(uuid4()))
+        answer = await self.call("PauseSandbox", request, pb.PauseSandboxResponse)
+        assert answer.build is not None
+        return answer.build
+
+    async def resume(self, sandbox_id: str, build_id: str, **fields: object) -> pb.ResumeSandboxResponse:
+        wanted = {"access_token": "t" * 32, "sandbox_id": sandbox_id, "build_id": build_id} | fields
+        request = pb.ResumeSandboxRequest(sandbox_id=sandbox_id, sandbox=pb.CreateSandboxRequest(**wanted))
+        return await self.call("ResumeSandbox", request, pb.ResumeSandboxResponse)
+
+    async def snapshot(self, sandbox_id: str, template_id: str, **fields: object) -> pb.Build:
+        named = {"sandbox_id": sandbox_id, "template_id": template_id, "build_id": str(uuid4()), "name": "n"} | fields
+        request = pb.CreateSnapshotRequest(**named)
+        answer = await self.call("CreateSnapshot", request, pb.CreateSnapshotResponse)
+        assert answer.build is not None
+        return answer.build
+
+    async def fork(self, sandbox_id: str, count: int) -> pb.ForkSandboxResponse:
+        children = [pb.CreateSandboxRequest(sandbox_id=f"sb-{uuid4()}", access_token="c" * 32) for _ in range(count)]
+        request = pb.ForkSandboxRequest(sandbox_id=sandbox_id, build_id=str(uuid4()), children=children)
+        return await self.call("ForkSandbox", request, pb.ForkSandboxResponse)
+
+    async def rollback(self, sandbox_id: str, build_id: str) -> pb.RollbackSandboxResponse:
+        request = pb.RollbackSandboxRequest(sandbox_id=sandbox_id, build_id=build_id)
+        return await self.call("RollbackSandbox", request, pb.RollbackSandboxResponse)
+
+    async def builds(self) -> dict[str, pb.Build]:
+        answer = await self.call("ListBuilds", pb.ListBuildsRequest(), pb.ListBuildsResponse)
+        return {build.build_id: build for build in answer.builds}
+
+    async def drain(self, **fields: object) -> pb.DrainResponse:
+        async with self.channel.server_stream("Drain", pb.DrainRequest(**fields), pb.DrainResponse) as answers:
+            return [answer async for answer in answers][-1]
+
     async def destroy(self, sandbox_id: str) -> None:
         request = pb.DestroySandboxRequest(sandbox_id=sandbox_id)
         await self.channel.unary("DestroySandbox", request, pb.DestroySandboxResponse)
@@ -75,7 +115,7 @@ class Client:
     async def ended(self, sandbox_id: str, limit_s: float = 20) -> pb.SandboxInfo:
         """Wait until the sandbox runs no more."""
         async with asyncio.timeout(limit_s):
-            while (info := (await self.listed())[sandbox_id]).status not in {"stopped", "error"}:
+            while (info := (await self.listed())[sandbox_id]).status not in {"stopped", "paused", "error"}:
                 await asyncio.sleep(0.05)
         return info
 
@@ -144,6 +184,7 @@ def clean(data_dir: Path) -> Iterator[None]:
     # The fake has no business with the rest, and others who use this machine may be making theirs.
     assert {kind: names for kind, names in left.items() if kind in {"processes", "descriptors"}} == {}
     assert list((data_dir / "run").iterdir()) == []
+    assert [path.name for path in (data_dir / "builds").glob(".*")] == []
 
 
 @pytest.fixture(scope="module")

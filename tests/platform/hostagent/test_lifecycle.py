@@ -20,6 +20,8 @@ from wrenn_sandbox.core.errors import (
 )
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
+TimeoutAction = pb.TimeoutAction
+
 pytestmark = pytest.mark.platform
 
 
@@ -101,15 +103,17 @@ def test_a_dead_vmm_is_an_error_with_a_reason_and_disturbs_no_other(run, agent) 
     run(work)
 
 
-def test_idle_timeout_counts_only_while_nothing_runs(run) -> None:
+@pytest.mark.parametrize(("action", "state"), [(TimeoutAction.KILL, "stopped"), (TimeoutAction.PAUSE, "paused")])
+def test_idle_timeout_counts_only_while_nothing_runs(run, action: TimeoutAction, state: str) -> None:
     async def work(client) -> None:
-        created = await client.create(lifetime=pb.Lifetime(idle_timeout_s=1))
+        created = await client.create(lifetime=pb.Lifetime(idle_timeout_s=1, idle_action=action))
         sb = created.sandbox_id
         request = pb.ExecRequest(sandbox_id=sb, cmd="sleep", args=["3"])
         async with client.channel.server_stream("ExecStream", request, pb.ExecStreamResponse) as events:
             assert [event.event.field async for event in events] == ["start", "end"]
         info = await client.ended(sb)
-        assert (info.status, info.reason_slug) == ("stopped", "idle_timeout")
+        assert (info.status, info.reason_slug) == (state, "idle_timeout")
+        assert list(await client.builds()) == ([info.build_id] if state == "paused" else [])
 
     run(work)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -48,13 +50,16 @@ def test_a_full_disk_is_typed(start_agent, tmp_path: Path) -> None:
             assert stop(agent) == 0
 
 
-def test_sigterm_destroys_all_and_exits_with_0(start_agent, tmp_path: Path) -> None:
+def test_sigterm_without_sandboxes_leaves_nothing(start_agent, tmp_path: Path) -> None:
     async def work(agent) -> None:
         async with connected(agent) as client:
-            for _ in range(3):
-                sb = (await client.create()).sandbox_id
+            sandboxes = [(await client.create()).sandbox_id for _ in range(3)]
+            for sb in sandboxes:
                 start = pb.StartBackgroundRequest(sandbox_id=sb, cmd="sleep", args=["600"])
                 await client.channel.unary("StartBackground", start, pb.StartBackgroundResponse)
+            rest = await client.drain(action=pb.TimeoutAction.KILL)
+            assert (rest.total, rest.done, rest.failed) == (3, 3, 0)
+            assert await client.listed() == {}
 
     with clean(tmp_path):
         agent = start_agent(data_dir=tmp_path)
@@ -63,41 +68,111 @@ def test_sigterm_destroys_all_and_exits_with_0(start_agent, tmp_path: Path) -> N
         assert not (tmp_path / "ready.json").exists()
 
 
-def test_an_agent_sweeps_what_a_killed_one_left(start_agent, tmp_path: Path) -> None:
-    async def leave(agent) -> int:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_next_agent_takes_over_what_runs(start_agent, tmp_path: Path, number: signal.Signals) -> None:
+    async def leave(agent) -> tuple[str, str, int]:
         async with connected(agent) as client:
-            sb = (await client.create()).sandbox_id
-            start = pb.StartBackgroundRequest(sandbox_id=sb, cmd="sleep", args=["600"])
+            living, paused = (await client.create()).sandbox_id, (await client.create()).sandbox_id
+            start = pb.StartBackgroundRequest(sandbox_id=living, cmd="sleep", args=["600"], tag="sleeper")
             await client.channel.unary("StartBackground", start, pb.StartBackgroundResponse)
-            return vmm_pid(agent, sb)
+            limits = pb.SetLifetimeRequest(sandbox_id=living, lifetime=pb.Lifetime(idle_timeout_s=777))
+            await client.channel.unary("SetLifetime", limits, pb.SetLifetimeResponse)
+            await client.pause(paused)
+            return living, paused, vmm_pid(agent, living)
 
-    async def look(agent, pid: int) -> None:
+    async def look(agent, living: str, paused: str, pid: int) -> None:
         async with connected(agent) as client:
-            await eventually(lambda: dead(pid), "the VMM is dead")
-            assert await client.listed() == {}
-            async with client.sandbox() as sb:
-                assert (await client.exec(sb, "true")).exit_code == 0
+            listed = await client.listed()
+            assert {key: info.status for key, info in listed.items()} == {living: "running", paused: "paused"}
+            request = pb.ListProcessesRequest(sandbox_id=living)
+            found = await client.channel.unary("ListProcesses", request, pb.ListProcessesResponse)
+            assert [process.tag for process in found.processes] == ["sleeper"] and vmm_pid(agent, living) == pid
+            assert (await client.listed())[living].lifetime.idle_timeout_s == 777
+            await client.resume(paused, listed[paused].build_id)
+            assert (await client.exec(paused, "echo", "again")).stdout == b"again\n"
+            build = await client.pause(living)
+            await client.resume(living, build.build_id)
+            await client.destroy(living)
+            await client.destroy(paused)
+            await eventually(lambda: list((agent.data_dir / "builds").iterdir()) == [], "no build is left")
 
     with clean(tmp_path):
         first = start_agent(data_dir=tmp_path)
-        pid = asyncio.run(leave(first))
-        first.process.kill()
-        first.process.wait()
-        assert Path(f"/proc/{pid}").exists(), "a VMM outlives its agent"
+        left = asyncio.run(leave(first))
+        first.process.send_signal(number)
+        first.process.wait(30)
+        assert Path(f"/proc/{left[2]}").exists(), "a VMM outlives its agent"
         second = start_agent(data_dir=tmp_path)
         try:
-            asyncio.run(look(second, pid))
+            asyncio.run(look(second, *left))
         finally:
             assert stop(second) == 0
         reap_orphans()
 
 
-def dead(pid: int) -> bool:
-    """Gone, or waiting for somebody to reap it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+def test_what_was_being_made_or_paused_when_an_agent_was_killed_is_settled(start_agent, tmp_path: Path) -> None:
+    async def leave(agent) -> tuple[str, int]:
+        async with connected(agent) as client:
+            sb = (await client.create()).sandbox_id
+            pid = vmm_pid(agent, sb)
+            (agent.data_dir / "builds" / f".{uuid4()}.new").mkdir()  # half a draft
+            (agent.data_dir / "run" / f"sb-{uuid4()}").mkdir()  # a create that had just begun
+            for process in (pid, *children(pid)):
+                os.kill(process, signal.SIGSTOP)  # a pause that had stopped its machine
+            return sb, pid
+
+    async def look(agent, sb: str, pid: int) -> None:
+        async with connected(agent) as client:
+            assert {key: info.status for key, info in (await client.listed()).items()} == {sb: "running"}
+            assert (await client.exec(sb, "echo", "on")).stdout == b"on\n" and vmm_pid(agent, sb) == pid
+            await eventually(lambda: len(list((agent.data_dir / "run").glob("sb-*"))) == 1, "the rest is swept")
+            await client.destroy(sb)
+
+    with clean(tmp_path):
+        first = start_agent(data_dir=tmp_path)
+        left = asyncio.run(leave(first))
+        first.process.kill()
+        first.process.wait()
+        second = start_agent(data_dir=tmp_path)
+        try:
+            asyncio.run(look(second, *left))
+        finally:
+            assert stop(second) == 0
+        reap_orphans()
+
+
+def test_a_vmm_that_died_without_an_agent_is_an_error_that_offers_its_last_build(start_agent, tmp_path: Path) -> None:
+    async def leave(agent) -> tuple[str, str, int]:
+        async with connected(agent) as client:
+            sb = (await client.create()).sandbox_id
+            build = await client.snapshot(sb, str(uuid4()))
+            return sb, build.build_id, vmm_pid(agent, sb)
+
+    async def look(agent, sb: str, build_id: str) -> None:
+        async with connected(agent) as client:
+            info = await client.ended(sb)
+            assert (info.status, info.reason_slug, info.build_id) == ("error", "vmm_died", build_id)
+            await client.resume(sb, build_id)
+            assert (await client.exec(sb, "echo", "back")).stdout == b"back\n"
+            await client.destroy(sb)
+
+    with clean(tmp_path):
+        first = start_agent(data_dir=tmp_path)
+        sb, build_id, pid = asyncio.run(leave(first))
+        first.process.kill()
+        first.process.wait()
+        os.kill(pid, signal.SIGKILL)
+        second = start_agent(data_dir=tmp_path)
+        try:
+            asyncio.run(look(second, sb, build_id))
+        finally:
+            assert stop(second) == 0
+        reap_orphans()
+
+
+def children(pid: int) -> list[int]:
+    """The processes directly below one."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def reap_orphans() -> None:

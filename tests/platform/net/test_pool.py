@@ -70,6 +70,48 @@ def test_many_at_once_and_nothing_left(here: w.World) -> None:
     asyncio.run(scene())
 
 
+def test_a_slot_of_a_dead_agent_is_taken_over_with_its_machine(here: w.World) -> None:
+    async def scene() -> None:
+        number = await crashed_agent(here.tag)
+        async with NamespacePool(PoolOptions(tag=here.tag, warm=1)) as pool:
+            async with pool.adopt(number, NetworkPolicy(Egress.CLOSED)) as link:
+                assert (link.slot.index, link.tap_fd) == (number, None)
+                assert link.slot.netns in namespace.names(here.tag)
+                with pytest.raises(Conflict):
+                    async with pool.adopt(number, NetworkPolicy()):
+                        pass
+                await pool.sweep()
+                assert namespace.is_whole(link.slot)
+                async with pool.link(NetworkPolicy()) as other:
+                    assert other.slot.index != number
+            await until(lambda: link.slot.netns not in namespace.names(here.tag))
+            with pytest.raises(Unavailable) as caught:
+                async with pool.adopt(number + 40, NetworkPolicy()):
+                    pass
+            assert caught.value.slug == "network_lost"
+
+    asyncio.run(scene())
+
+
+def test_many_slots_of_dead_agents_are_taken_over_at_once(here: w.World) -> None:
+    async def scene() -> None:
+        await crashed_agent(here.tag)
+        numbers = [int(name.rpartition("-")[2]) for name in namespace.names(here.tag)]
+        assert len(numbers) == 3
+        async with NamespacePool(PoolOptions(tag=here.tag, warm=3)) as pool:
+
+            async def take(number: int) -> None:
+                async with pool.adopt(number, NetworkPolicy()) as link:
+                    assert link.slot.index == number
+
+            async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+                for number in numbers:
+                    group.create_task(take(number))
+            await pool.sweep()
+
+    asyncio.run(scene())
+
+
 def test_a_released_slot_goes_and_a_fresh_one_takes_its_place(here: w.World) -> None:
     async def scene() -> None:
         async with NamespacePool(PoolOptions(tag=here.tag, warm=1)) as pool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.cli import api
-from wrenn_sandbox.cli.api import Credentials
+from wrenn_sandbox.cli.api import Credentials, items_of
 from wrenn_sandbox.core.errors import Bug, Exhausted, Invalid, NotFound, Unauthenticated, WrennError
 
 
@@ -59,3 +59,8 @@ def test_status_decides_the_class_and_the_body_the_words(status: int, cls: type[
 @pytest.mark.parametrize("body", [ValueError("no json"), {}, {"error": "text"}, [], None])
 def test_a_foreign_body_is_no_crash(body: object) -> None:
     assert "404" in _error(404, body).message
+
+
+def test_a_list_lists_objects() -> None:
+    assert items_of({"items": [{"id": 1}, "x"]}) == [{"id": 1}]
+    assert items_of({}) == items_of({"items": "x"}) == []

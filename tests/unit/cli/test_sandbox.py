@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,35 @@ def test_copying_needs_one_side_in_a_sandbox(scripted) -> None:
 def test_pairs_are_checked(item: str) -> None:
     with pytest.raises(Invalid):
         sandbox._pairs([item])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "body"),
+    [
+        (["pause", "sb-1"], "pause", None),
+        (["resume", "sb-1"], "resume", None),
+        (["resume", "sb-1", "--timeout", "0"], "resume", {"timeout_sec": 0}),
+        (["rollback", "sb-1", "before"], "rollback", {"snapshot": "before"}),
+    ],
+)
+def test_a_change_prints_what_it_is_then(scripted, arguments: list[str], path: str, body: object) -> None:
+    api = scripted({"status": "paused", "id": "sb-1"}, {"status": "paused", "id": "sb-1"})
+    assert CliRunner().invoke(sandbox.app, arguments).stdout == "paused\n"
+    assert CliRunner().invoke(sandbox.app, [*arguments, "--json"]).stdout == '{"status": "paused", "id": "sb-1"}\n'
+    assert api.calls == [("POST", f"/v1/sandboxes/sb-1/{path}", body)] * 2
+
+
+def test_fork_prints_the_ids_of_the_children(scripted) -> None:
+    answer = {"items": [{"id": "sb-2"}, {"id": "sb-3"}]}
+    api = scripted(answer, answer)
+    assert CliRunner().invoke(sandbox.app, ["fork", "sb-1", "--count", "2"]).stdout == "sb-2\nsb-3\n"
+    assert json.loads(CliRunner().invoke(sandbox.app, ["fork", "sb-1", "--json"]).stdout) == answer
+    assert [call[2] for call in api.calls] == [{"count": 2}, {"count": 1}]
+
+
+def test_the_present_moment_is_marked(scripted) -> None:
+    moments = [{"id": "bld-1", "kind": "pause"}, {"id": "bld-2", "kind": "snapshot", "name": "n", "current": True}]
+    scripted({"items": moments}, {"items": moments})
+    lines = CliRunner().invoke(sandbox.app, ["snapshots", "sb-1"]).stdout.splitlines()
+    assert lines[1].split() == ["bld-1", "pause"] and lines[2].split() == ["*", "bld-2", "snapshot", "n"]
+    assert json.loads(CliRunner().invoke(sandbox.app, ["snapshots", "sb-1", "--json"]).stdout) == {"items": moments}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wrenn_sandbox.controlplane.agent import HostAgent
+from wrenn_sandbox.controlplane.agent import HostAgent, NotAsked
 from wrenn_sandbox.core.errors import Conflict, Timeout, Unauthenticated, Unavailable, WrennError
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -80,6 +80,7 @@ async def aiter_of() -> AsyncIterator[Any]:
 def test_a_silent_agent_is_an_unavailable_host(error: WrennError) -> None:
     for outcome in asyncio.run(all_ways(agent_with(error))):
         assert isinstance(outcome, Unavailable) and outcome.slug == "host_unavailable" and outcome.retry_after_s > 0
+        assert isinstance(outcome, NotAsked) is (error.slug == "peer_unreachable")
 
 
 @pytest.mark.parametrize("error", [Conflict("busy"), Timeout("the command's own"), Unavailable("x", slug="guest_down")])

@@ -6,19 +6,26 @@ import asyncio
 import time
 from dataclasses import replace
 from datetime import timedelta
+from uuid import UUID
+
+import pytest
 
 from tests.unit.controlplane.conftest import World
+from tests.unit.controlplane.moments import a_paused_one, all_builds, row_of
 from tests.unit.controlplane.usecases.test_find_sandboxes import made
+from wrenn_sandbox.controlplane.intents import intent
 from wrenn_sandbox.controlplane.messages import lifetime_message
 from wrenn_sandbox.controlplane.platform import now
 from wrenn_sandbox.controlplane.reconciler import Reconciler
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.ids import TemplateId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.reconcile import Timing
-from wrenn_sandbox.db import hosts, sandboxes
+from wrenn_sandbox.db import builds, hosts, sandboxes
+from wrenn_sandbox.db.builds import Kind, Status
 from wrenn_sandbox.db.hosts import HostStatus
-from wrenn_sandbox.db.sandboxes import Sandbox
+from wrenn_sandbox.db.sandboxes import Change, Sandbox
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 AT_ONCE = Timing(0.0, 0.0, 0.0, 0.0)
@@ -168,5 +175,151 @@ def test_it_goes_on_after_any_error_and_keeps_its_books(world, monkeypatch) -> N
             async with w.platform.db.read() as connection:
                 assert await hosts.status(connection, w.platform.host_id) is HostStatus.ONLINE
             assert len(ticks) == 4
+
+    asyncio.run(main())
+
+
+BUILD = "33333333-3333-4333-8333-333333333333"
+
+
+def test_a_pause_of_the_hosts_own_is_written_down_with_its_build(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            listing(w, info(row, "paused", build_id=BUILD, reason="not used", reason_slug="idle_timeout"))
+            for _ in range(2):  # it may be seen again and again
+                await Reconciler(w.platform, AT_ONCE).tick()
+                found = await settled(w, row)
+                assert (found.state, found.status_slug, found.host_ip) == (State.PAUSED, "idle_timeout", "")
+                assert found.build_id is not None and found.build_id == found.current_build_id
+                assert str(found.build_id.value) == BUILD
+                (recorded,) = (await all_builds(w)).values()
+                assert (recorded.id, recorded.kind, recorded.status) == (found.build_id, Kind.PAUSE, Status.READY)
+            assert w.agent.requests("DestroySandbox") == []
+
+    asyncio.run(main())
+
+
+def test_a_paused_one_outlives_any_number_of_looks(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await a_paused_one(w)
+            reconciler = Reconciler(w.platform, AT_ONCE)
+            for infos in ([], [info(row, "paused", build_id=BUILD)], [info(row)], [info(row, "error")]) * 2:
+                listing(w, *infos)
+                await reconciler.tick()
+                assert await settled(w, row) == row
+            assert w.agent.requests("DestroySandbox") == []
+
+    asyncio.run(main())
+
+
+def test_a_lost_machine_is_an_error_that_keeps_and_offers_its_last_build(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await a_paused_one(w)
+            assert row.build_id is not None
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, row.id, {State.PAUSED}, State.RUNNING)
+            # After a crash of the host, the agent knows nothing but what is on its disk.
+            listing(w, info(row, "paused", build_id=str(row.build_id.value)))
+            reconciler = Reconciler(w.platform, AT_ONCE)
+            for _ in range(3):
+                await reconciler.tick()
+                found = await settled(w, row)
+                assert (found.state, found.status_slug) == (State.ERROR, "sandbox_lost")
+                assert "resume it" in found.status_reason and found.build_id == row.build_id
+            assert w.agent.requests("DestroySandbox") == [], "what it can be resumed from would go with it"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("before", [State.PAUSING, State.RESUMING])
+@pytest.mark.parametrize(
+    ("status", "state"), [("running", State.RUNNING), ("paused", State.PAUSED), ("error", State.ERROR)]
+)
+def test_a_change_that_a_killed_control_plane_left_is_settled(world, before: State, status: str, state: State) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await a_paused_one(w)
+            assert row.build_id is not None
+            async with w.platform.db.write() as connection:
+                first = {State.PAUSED} if before is State.RESUMING else {State.RUNNING}
+                if before is State.PAUSING:
+                    await sandboxes.move(connection, row.id, {State.PAUSED}, State.RUNNING)
+                await sandboxes.move(connection, row.id, first, before, Change())
+            build = str(row.build_id.value) if before is State.RESUMING else BUILD
+            listing(w, info(row, status, build_id=build, host_ip="10.11.0.9", vcpus=1, memory_mb=512))
+            await Reconciler(w.platform).tick()
+            assert (await settled(w, row)).state is before, "not at once"
+            await Reconciler(w.platform, AT_ONCE).tick()
+            found = await settled(w, row)
+            assert found.state is state
+            assert found.build_id is not None and str(found.build_id.value) == build
+            if state is State.RUNNING:
+                assert found.host_ip == "10.11.0.9"
+                assert (found.started_at != row.started_at) is (before is State.RESUMING)
+
+    asyncio.run(main())
+
+
+def test_a_resume_that_never_reached_the_host_is_paused_again(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await a_paused_one(w)
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, row.id, {State.PAUSED}, State.RESUMING)
+            listing(w)
+            await Reconciler(w.platform, AT_ONCE).tick()
+            found = await settled(w, row)
+            assert (found.state, found.build_id) == (State.PAUSED, row.build_id)
+
+    asyncio.run(main())
+
+
+def test_a_build_that_a_killed_control_plane_did_not_see_is_noted(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            listing(w, info(row, build_id=BUILD))
+            await Reconciler(w.platform, AT_ONCE).tick()
+            found = await row_of(w, row.id)
+            assert found.build_id is not None and str(found.build_id.value) == BUILD
+            assert found.current_build_id == found.build_id and found.state is State.RUNNING
+
+    asyncio.run(main())
+
+
+def test_an_error_that_gets_a_build_while_it_is_to_be_destroyed_is_spared(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, row.id, {State.RUNNING}, State.ERROR)
+
+            async def list_(_request: object) -> pb.ListSandboxesResponse:
+                async with w.platform.db.write() as connection:
+                    await sandboxes.move(connection, row.id, {State.ERROR}, State.RESUMING)
+                return pb.ListSandboxesResponse(sandboxes=[info(row, "error")])
+
+            w.agent.answers["ListSandboxes"] = list_
+            await Reconciler(w.platform, AT_ONCE).tick()
+            assert (await settled(w, row)).state is State.RESUMING and w.agent.requests("DestroySandbox") == []
+
+    asyncio.run(main())
+
+
+def test_a_snapshot_that_left_it_paused_still_becomes_a_template(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            named = intent(row, Kind.SNAPSHOT, name="n", template=TemplateId(UUID(BUILD)))
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, row.id, {State.RUNNING}, State.PAUSING)
+                await builds.begin(connection, named)
+            listing(w, info(row, "paused", build_id=str(named.id.value)))
+            await Reconciler(w.platform, AT_ONCE).tick()
+            assert (await settled(w, row)).state is State.PAUSED
+            assert await all_builds(w) == {named.id.value: named}, "the intent is the list of builds' to settle"
 
     asyncio.run(main())

@@ -86,3 +86,17 @@ def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(main())
     assert ended == ["cancelled"]
+
+
+def test_work_may_be_about_several() -> None:
+    async def main() -> None:
+        others = [SandboxId(UUID(int=n)) for n in range(2, 5)]
+        async with settling() as begun:
+
+            async def work() -> list[bool]:
+                return [begun.is_busy(subject) for subject in (ONE, *others)]
+
+            assert await begun.finish(ONE, work(), also=[*others, ONE]) == [True] * 4
+            assert not any(begun.is_busy(subject) for subject in (ONE, *others))
+
+    asyncio.run(main())

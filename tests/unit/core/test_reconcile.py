@@ -6,31 +6,56 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.ids import BuildId, SandboxId, TemplateId
 from wrenn_sandbox.core.lifecycle import TRANSITIONS, State
 from wrenn_sandbox.core.reconcile import (
-    UNTOUCHED,
+    BuildDecision,
+    BuildMemory,
+    BuildRow,
     Decision,
+    DeleteTemplate,
     Destroy,
+    Forget,
     Memory,
     Move,
     Note,
+    NoteBuild,
+    Record,
     Row,
     Seen,
+    SeenBuild,
     SendLifetime,
     Timing,
     decide,
+    decide_builds,
     decide_unreachable,
+    may_stay,
 )
 from wrenn_sandbox.core.spec import Lifetime
 
 ONE, TWO = SandboxId(UUID(int=1)), SandboxId(UUID(int=2))
+A, B = BuildId(UUID(int=10)), BuildId(UUID(int=11))
+X, Y = TemplateId(UUID(int=20)), TemplateId(UUID(int=21))
 OLD, YOUNG = 3600.0, 1.0
 TIMING = Timing()
 
 
-def row(state: State, *, age_s: float = OLD, busy: bool = False, reason: str = "") -> Row:
-    return Row(ONE, state, age_s, Lifetime(), reason, busy)
+def row(
+    state: State,
+    *,
+    age_s: float = OLD,
+    busy: bool = False,
+    reason: str = "",
+    build: BuildId | None = None,
+    current: BuildId | None = None,
+) -> Row:
+    return Row(ONE, state, age_s, Lifetime(), reason, busy, build, current)
+
+
+def move_of(decisions: tuple[Decision, ...]) -> Move:
+    (move,) = decisions
+    assert isinstance(move, Move)
+    return move
 
 
 def once(rows: list[Row], seen: list[Seen]) -> tuple[Decision, ...]:
@@ -70,10 +95,100 @@ def test_absence_is_forgotten_when_it_ends() -> None:
     assert decide([row(State.RUNNING)], [], memory, 100.0).decisions == ()
 
 
-@pytest.mark.parametrize("state", sorted(UNTOUCHED, key=lambda s: s.value))
-@pytest.mark.parametrize("seen", [[], [Seen(ONE, State.RUNNING)], [Seen(ONE, State.ERROR)]])
-def test_paused_rows_are_never_touched(state: State, seen: list[Seen]) -> None:
-    assert later([row(state)], seen, 1e9) == ()
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [],
+        [Seen(ONE, State.PAUSED, build=A)],
+        [Seen(ONE, State.PAUSED, build=B)],
+        [Seen(ONE, State.RUNNING)],
+        [Seen(ONE, State.ERROR)],
+    ],
+)
+def test_paused_rows_are_never_touched(seen: list[Seen]) -> None:
+    assert later([row(State.PAUSED, build=A, current=A)], seen, 1e9) == ()
+
+
+@pytest.mark.parametrize("seen", [[], [Seen(ONE, State.PAUSED, build=A)], [Seen(ONE, State.ERROR, build=A)]])
+def test_a_failed_one_keeps_what_it_can_be_resumed_from(seen: list[Seen]) -> None:
+    assert later([row(State.ERROR, build=A)], seen, 1e9) == ()
+    assert may_stay(State.ERROR, A) and not may_stay(State.ERROR, None)
+    assert later([row(State.ERROR)], seen, 1e9) == tuple(Destroy(entry.id) for entry in seen)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.MISSING, State.PENDING, State.PAUSING])
+def test_a_pause_of_the_hosts_own_is_learned_every_time_it_is_seen(state: State) -> None:
+    entry = Seen(ONE, State.PAUSED, reason="not used", slug="idle_timeout", build=B)
+    memory = Memory()
+    for _ in range(3):  # a control plane that dies in between loses nothing
+        plan = decide([row(state, build=A, current=A)], [entry], memory, 0.0)
+        move = move_of(plan.decisions)
+        assert (move.expected, move.state, move.slug, move.seen) == (state, State.PAUSED, "idle_timeout", entry)
+        memory = plan.memory
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.MISSING, State.PAUSING])
+@pytest.mark.parametrize("known", [{"build": A}, {"current": A}, {"build": A, "current": B}])
+def test_nothing_goes_back_in_time_by_itself(state: State, known: dict[str, BuildId]) -> None:
+    move = move_of(once([row(state, **known)], [Seen(ONE, State.PAUSED, build=A)]))  # type: ignore[arg-type]
+    assert (move.state, move.slug) == (State.ERROR, "sandbox_lost") and "resume it" in move.reason
+
+
+def test_an_error_offers_the_build_there_is() -> None:
+    died = Seen(ONE, State.ERROR, reason="Signal 9.", slug="vmm_died", build=A)
+    move = move_of(once([row(State.RUNNING, build=A, current=A)], [died]))
+    assert move.slug == "vmm_died" and move.reason.startswith("Signal 9. ") and "resume it" in move.reason
+
+
+def test_a_change_somebody_works_on_is_left_alone() -> None:
+    for state in (State.PAUSING, State.RESUMING):
+        for seen in ([], *([Seen(ONE, other, build=A)] for other in State)):
+            assert later([row(state, busy=True)], seen, 1e6) == ()
+            assert once([row(state, age_s=YOUNG)], seen) == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "seen", "wanted"),
+    [
+        (State.PAUSING, State.RUNNING, State.RUNNING),
+        (State.PAUSING, State.PAUSED, State.PAUSED),
+        (State.PAUSING, State.ERROR, State.ERROR),
+        (State.PAUSING, State.STOPPED, State.STOPPED),
+        (State.PAUSING, State.PAUSING, None),
+        (State.RESUMING, State.RUNNING, State.RUNNING),
+        (State.RESUMING, State.PAUSED, State.PAUSED),
+        (State.RESUMING, State.ERROR, State.ERROR),
+        (State.RESUMING, State.STOPPED, State.STOPPED),
+        (State.RESUMING, State.STARTING, None),
+        (State.RESUMING, State.RESUMING, None),
+    ],
+)
+def test_an_abandoned_change_follows_the_agent(state: State, seen: State, wanted: State | None) -> None:
+    build = A if state is State.RESUMING else B
+    decisions = once([row(state, build=A, current=A)], [Seen(ONE, seen, build=build)])
+    assert decisions == () if wanted is None else move_of(decisions).state is wanted
+
+
+def test_an_abandoned_change_of_one_that_is_not_there() -> None:
+    assert move_of(once([row(State.RESUMING, build=A)], [])).state is State.PAUSED, "its build is held"
+    assert once([row(State.PAUSING)], []) == ()
+    move = move_of(later([row(State.PAUSING)], [], TIMING.absent_grace_s))
+    assert (move.state, move.slug) == (State.ERROR, "sandbox_lost") and "new one" in move.reason
+    assert "resume" in move_of(later([row(State.PAUSING, build=A)], [], TIMING.absent_grace_s)).reason
+
+
+def test_what_is_paused_without_a_right_to_be_is_destroyed_after_a_grace_period() -> None:
+    seen = [Seen(TWO, State.PAUSED, build=A)]
+    assert later([], seen, TIMING.orphan_grace_s - 0.1) == ()
+    assert later([], seen, TIMING.orphan_grace_s) == (Destroy(TWO),)
+    assert once([row(State.STOPPING)], [Seen(ONE, State.PAUSED, build=A)]) == (Destroy(ONE),)
+
+
+def test_a_new_build_of_a_running_one_is_noted() -> None:
+    seen = [Seen(ONE, State.RUNNING, Lifetime(), build=B)]
+    assert once([row(State.RUNNING, build=A)], seen) == (NoteBuild(ONE, B),)
+    assert once([row(State.RUNNING, build=B)], seen) == once([row(State.RUNNING, build=A, busy=True)], seen) == ()
+    assert once([row(State.RUNNING, build=A)], [Seen(ONE, State.RUNNING, Lifetime())]) == ()
 
 
 def test_a_pending_row_somebody_works_on_is_left_alone() -> None:
@@ -136,21 +251,83 @@ def test_a_host_that_comes_back_brings_its_sandboxes_back() -> None:
 
 @given(
     states=st.lists(st.sampled_from(State), max_size=5),
-    seen=st.lists(
-        st.sampled_from([State.STARTING, State.RUNNING, State.STOPPING, State.ERROR, State.STOPPED]), max_size=5
-    ),
+    seen=st.lists(st.tuples(st.sampled_from(State), st.sampled_from([None, A, B])), max_size=5),
+    known=st.sampled_from([None, A]),
     age_s=st.sampled_from([YOUNG, OLD]),
     busy=st.booleans(),
     waited_s=st.sampled_from([0.0, 1e6]),
 )
 def test_every_move_is_one_the_lifecycle_knows(
-    states: list[State], seen: list[State], age_s: float, busy: bool, waited_s: float
+    states: list[State],
+    seen: list[tuple[State, BuildId | None]],
+    known: BuildId | None,
+    age_s: float,
+    busy: bool,
+    waited_s: float,
 ) -> None:
-    rows = [Row(SandboxId(UUID(int=n)), state, age_s, Lifetime(), "", busy) for n, state in enumerate(states)]
-    entries = [Seen(SandboxId(UUID(int=n)), state) for n, state in enumerate(seen)]
+    rows = [
+        Row(SandboxId(UUID(int=n)), state, age_s, Lifetime(), "", busy, known, known) for n, state in enumerate(states)
+    ]
+    entries = [Seen(SandboxId(UUID(int=n)), state, build=build) for n, (state, build) in enumerate(seen)]
     decisions = later(rows, entries, waited_s)
     for decision in decisions:
         if isinstance(decision, Move):
             assert decision.state in TRANSITIONS[decision.expected]
             assert decision.state not in (State.ERROR,) or decision.slug
+            assert decision.expected is not State.PAUSED
     assert len({d.id for d in decisions}) == len(decisions), "one decision a sandbox"
+
+
+def builds_once(rows: list[BuildRow], seen: list[SeenBuild], *known: TemplateId) -> tuple[BuildDecision, ...]:
+    return decide_builds(rows, frozenset(known), seen, BuildMemory(), now_s=1000.0).decisions
+
+
+def builds_later(
+    rows: list[BuildRow], seen: list[SeenBuild], after_s: float, *known: TemplateId
+) -> tuple[BuildDecision, ...]:
+    memory = decide_builds(rows, frozenset(known), seen, BuildMemory(), now_s=1000.0).memory
+    return decide_builds(rows, frozenset(known), seen, memory, now_s=1000.0 + after_s).decisions
+
+
+def test_builds_that_agree_are_left_alone() -> None:
+    assert builds_later([BuildRow(A, False, OLD, size_bytes=5)], [SeenBuild(A, frozenset({X}), 5)], 1e9, X) == ()
+
+
+@pytest.mark.parametrize("state", [{"age_s": YOUNG}, {"age_s": OLD, "busy": True}])
+def test_an_intent_somebody_works_on_is_left_alone(state: dict[str, float]) -> None:
+    for seen in ([], [SeenBuild(A, frozenset({X}))]):
+        assert builds_later([BuildRow(A, True, template=X, **state)], seen, 1e9) == ()  # type: ignore[arg-type]
+
+
+def test_an_abandoned_intent_is_settled_both_ways() -> None:
+    assert builds_once([BuildRow(A, True, OLD)], [SeenBuild(A)]) == (Record(A, A),)
+    assert builds_once([BuildRow(A, True, OLD)], []) == (Forget(A),)
+    snapshot = BuildRow(A, True, OLD, template=X)
+    assert builds_once([snapshot], [SeenBuild(A, frozenset({X}))]) == (Record(A, A),)
+    assert builds_once([snapshot], [SeenBuild(B, frozenset({X}))]) == (Record(A, B),), "of a paused one: what it has"
+    assert builds_once([snapshot], [SeenBuild(A)]) == (Forget(A),), "a build without its template is none"
+
+
+def test_a_build_that_is_gone_is_forgotten_after_a_grace_period_unless_it_is_needed() -> None:
+    rows = [BuildRow(A, False, OLD), BuildRow(B, False, OLD, needed=True)]
+    assert builds_later(rows, [], TIMING.absent_grace_s - 0.1) == ()
+    assert builds_later(rows, [], TIMING.absent_grace_s) == (Forget(A),)
+
+
+def test_a_new_size_is_written_down() -> None:
+    assert builds_once([BuildRow(A, False, OLD, size_bytes=5)], [SeenBuild(A, size_bytes=6)]) == (Record(A, A),)
+
+
+def test_templates_that_are_nobodys_are_deleted_after_a_grace_period() -> None:
+    seen = [SeenBuild(A, frozenset({X, Y}))]
+    assert builds_later([], seen, TIMING.orphan_grace_s - 0.1, X) == ()
+    assert builds_later([], seen, TIMING.orphan_grace_s, X) == (DeleteTemplate(Y),)
+    making = [BuildRow(A, True, YOUNG, template=Y)]
+    assert builds_later(making, seen, 1e9, X) == (), "one in the making has its right"
+
+
+def test_what_was_absent_once_begins_anew() -> None:
+    rows = [BuildRow(A, False, OLD)]
+    memory = decide_builds(rows, frozenset(), [], BuildMemory(), now_s=0.0).memory
+    memory = decide_builds(rows, frozenset(), [SeenBuild(A)], memory, now_s=5.0).memory
+    assert decide_builds(rows, frozenset(), [], memory, now_s=100.0).decisions == ()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from wrenn_sandbox.core.errors import Unavailable
 from wrenn_sandbox.hostagent.app import App
 from wrenn_sandbox.hostagent.service.service import MAX_MESSAGE_BYTES
 
@@ -16,6 +17,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.sent: list[dict] = []
+        self.error: Unavailable | None = None
 
     def named(self, name: str):
         async def application(scope, receive, send) -> None:
@@ -26,8 +28,12 @@ class Recorder:
     async def send(self, message) -> None:
         self.sent.append(dict(message))
 
+    async def complete(self) -> None:
+        if self.error is not None:
+            raise self.error
+
     async def ask(self, path: str, *headers: tuple[bytes, bytes], kind: str = "http") -> None:
-        app = App(TOKEN, self.named("calls"), self.named("proxy"))
+        app = App(TOKEN, self.named("calls"), self.named("proxy"), self.complete)
         scope = {"type": kind, "path": path, "headers": list(headers)}
         if kind == "websocket":
             scope["extensions"] = {"websocket.http.response": {}}
@@ -80,5 +86,16 @@ def test_a_message_above_the_limit_is_too_large_and_not_host_full(run) -> None:
         assert json.loads(recorder.sent[1]["body"])["code"] == "out_of_range"
         await recorder.ask("/s/WriteFileStream", GOOD, length, (b"content-type", b"application/connect+proto"))
         assert recorder.calls == ["calls"]
+
+    run(work)
+
+
+def test_nobody_is_answered_before_it_is_known_what_an_earlier_agent_left(run) -> None:
+    async def work() -> None:
+        recorder = Recorder()
+        recorder.error = Unavailable("still at it", slug="agent_starting")
+        await recorder.ask("/hostagent.v1.HostAgentService/ListSandboxes", GOOD)
+        assert recorder.calls == [] and recorder.sent[0]["status"] == 503
+        assert json.loads(recorder.sent[1]["body"]) == {"code": "unavailable", "message": "still at it"}
 
     run(work)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
 
-from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, NotFound, WrennError
+from wrenn_sandbox.core.errors import Conflict, Denied, Invalid, NotFound, Unavailable, WrennError
 from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.hostagent import proxy
 from wrenn_sandbox.rpc.relay import DialFailed, UpstreamBroken
 
@@ -47,6 +49,7 @@ def test_targets_that_are_refused(raw: str, kind: type[WrennError], slug: str) -
         (UpstreamBroken("it broke"), 502, "it broke"),
         (Denied("never", slug="port_reserved"), 403, "never"),
         (Invalid("bad"), 400, "bad"),
+        (Unavailable("soon", slug="sandbox_pausing", retry_after_s=2), 503, "soon"),
     ],
 )
 def test_refusals_use_the_words_clients_look_for(error: WrennError, status: int, message: str) -> None:
@@ -73,3 +76,18 @@ def test_a_path_that_names_nothing_gets_an_answer_too() -> None:
 def test_the_clients_own_authorization_comes_back() -> None:
     scope = {"headers": [(b"authorization", b"Bearer agent"), (b"x-wrenn-forwarded-authorization", b"Basic abc")]}
     assert proxy._given_back(scope) == [("authorization", "Basic abc")]
+
+
+def test_while_a_sandbox_is_being_paused_callers_are_told_to_come_back(run) -> None:
+    async def work() -> None:
+        sent: list[dict] = []
+
+        async def send(message) -> None:
+            sent.append(message)
+
+        registry = SimpleNamespace(get=lambda _: SimpleNamespace(state=State.PAUSING))
+        scope = {"type": "http", "raw_path": f"/proxy/{ID}/8080/x".encode(), "headers": []}
+        await proxy.Proxy(registry)(scope, None, send)
+        assert sent[0]["status"] == 503 and (b"retry-after", b"2") in sent[0]["headers"]
+
+    run(work)

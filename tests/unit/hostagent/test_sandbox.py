@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.hostagent.world import FOR_EVER, Boom, FakeWorld, request
+from tests.unit.hostagent.world import FOR_EVER, Boom, FakeWorld, request, running
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, Unavailable
 from wrenn_sandbox.core.lifecycle import State
-from wrenn_sandbox.core.spec import Lifetime
+from wrenn_sandbox.core.spec import Lifetime, TimeoutAction
 from wrenn_sandbox.hostagent import sandbox as module
 from wrenn_sandbox.hostagent.sandbox import Sandbox
+from wrenn_sandbox.hostagent.steps.adopt import WasPaused
+from wrenn_sandbox.hostagent.steps.create import create
 
 POINTS = ["template", "link.enter", "machine.enter", "guest.enter", "guest.init"]
 
@@ -134,25 +137,45 @@ def test_a_machine_that_dies_later_leaves_a_record_and_no_more(world: FakeWorld,
     run(work)
 
 
-@pytest.mark.parametrize(
-    ("lifetime", "slug"),
-    [(Lifetime(idle_timeout_s=0, ends_at_unix_s=1.0), "deadline"), (Lifetime(idle_timeout_s=0), "idle_timeout")],
-)
-def test_a_limit_that_strikes_ends_it_with_its_reason(world: FakeWorld, run, lifetime: Lifetime, slug: str) -> None:
+IDLE, DEADLINE = Lifetime(idle_timeout_s=10), Lifetime(idle_timeout_s=0, ends_at_unix_s=1.0)
+
+
+@pytest.mark.parametrize("limit", [IDLE, DEADLINE], ids=["idle_timeout", "deadline"])
+@pytest.mark.parametrize("action", list(TimeoutAction))
+def test_a_limit_that_strikes_does_what_it_shall(world: FakeWorld, run, limit: Lifetime, action) -> None:
     async def work() -> None:
-        sandbox = await run_sandbox(world, lifetime)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(sandbox.run())
-            await sandbox.started()
-            if slug == "idle_timeout":
-                sandbox.set_lifetime(Lifetime(idle_timeout_s=10))
-                sandbox.timers.last_use_s -= 10
+        async with running(world) as sandbox:
+            sandbox.set_lifetime(replace(limit, idle_action=action, deadline_action=action))
+            sandbox.timers.last_use_s -= 10
             await sandbox.ended()
-        assert (sandbox.state, sandbox.reason_slug) == (State.STOPPED, slug)
-        assert sandbox.reason
-        world.assert_nothing_left()
+        ends = {TimeoutAction.KILL: State.STOPPED, TimeoutAction.PAUSE: State.PAUSED}
+        assert sandbox.state is ends[action] and sandbox.reason
+        assert sandbox.reason_slug == ("deadline" if limit is DEADLINE else "idle_timeout")
+        world.assert_nothing_left(builds=1 if action is TimeoutAction.PAUSE else 0)
 
     run(work)
+
+
+def test_a_pause_by_timer_that_fails_leaves_it_running_and_is_tried_again(
+    world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_AGAIN_S", 0.001)
+
+    async def work() -> None:
+        async with running(world) as sandbox:
+            world.script.fail_at = "machine.pause"
+            sandbox.set_lifetime(DEADLINE_PAUSE)
+            while world.script.passed.count("machine.pause") < 3:
+                await asyncio.sleep(0.001)
+            assert sandbox.is_living
+            world.script.fail_at = ""
+            await sandbox.ended()
+        assert (sandbox.state, sandbox.reason_slug) == (State.PAUSED, "deadline")
+
+    run(work)
+
+
+DEADLINE_PAUSE = replace(DEADLINE, deadline_action=TimeoutAction.PAUSE)
 
 
 def test_use_is_refused_unless_it_runs_and_holds_off_the_idle_timeout(world: FakeWorld, run) -> None:
@@ -244,6 +267,47 @@ def test_a_release_that_fails_keeps_nothing_else_from_being_released(world: Fake
             await sandbox.started()
             sandbox.stop()
         assert sandbox.state is State.STOPPED
+        world.assert_nothing_left()
+
+    run(work)
+
+
+def test_one_that_is_taken_over_can_be_used_as_soon_as_it_runs_again(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        world.script.hang_at = ""
+        go = asyncio.Event()
+
+        async def slowly(*args):
+            await go.wait()
+            return await create(*args)
+
+        sandbox = Sandbox(request(), world.host(), make=slowly, begin=State.RUNNING)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sandbox.run())
+
+            async def use() -> str:
+                async with sandbox.use() as parts:
+                    return parts.link.slot.host_ip
+
+            using = group.create_task(use())
+            await asyncio.sleep(0)
+            assert not using.done()
+            go.set()
+            assert await using == sandbox.host_ip
+            sandbox.stop()
+
+    run(work)
+
+
+def test_a_pause_that_was_durable_when_its_agent_died_is_brought_to_its_end(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        async def found_paused(*args):
+            await create(*args)
+            raise WasPaused
+
+        sandbox = Sandbox(request(), world.host(), make=found_paused, begin=State.RUNNING)
+        await sandbox.run()
+        assert (sandbox.state, sandbox.failure) == (State.PAUSED, None)
         world.assert_nothing_left()
 
     run(work)

@@ -1,39 +1,51 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+from contextlib import contextmanager
 
 import pytest
 
-from wrenn_sandbox.hostagent.threads import in_thread
+from wrenn_sandbox.hostagent import threads
+from wrenn_sandbox.hostagent.threads import threaded
+from wrenn_sandbox.vmm import cancels
 
 
-def test_result_and_error_come_back(run) -> None:
+def test_there_is_one_way_into_a_thread() -> None:
+    assert threads.in_thread is cancels.in_thread
+
+
+def test_a_context_in_threads_is_left_whatever_comes_between(run) -> None:
     async def work() -> None:
-        assert await in_thread(divmod, 7, 2) == (3, 1)
-        with pytest.raises(ZeroDivisionError):
-            await in_thread(divmod, 1, 0)
+        left: list[str] = []
 
-    run(work)
+        @contextmanager
+        def context(*, translate: bool = False):
+            try:
+                yield "entered"
+            except ValueError as error:
+                if translate:
+                    raise KeyError("translated") from error
+                raise
+            finally:
+                left.append("left")
 
-
-def test_a_cancel_waits_for_the_thread(run) -> None:
-    async def work() -> None:
-        begun, go_on, done = threading.Event(), threading.Event(), []
-
-        def blocking() -> None:
-            begun.set()
-            go_on.wait(10)
-            done.append(True)
-
+        async with threaded(context()) as value:
+            assert value == "entered"
+        with pytest.raises(ValueError):
+            async with threaded(context()):
+                raise ValueError
+        with pytest.raises(KeyError):
+            async with threaded(context(translate=True)):
+                raise ValueError
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(in_thread(blocking))
-            while not begun.is_set():
-                await asyncio.sleep(0)
+
+            async def hang() -> None:
+                async with threaded(context()):
+                    await asyncio.Event().wait()
+
+            task = group.create_task(hang())
+            await asyncio.sleep(0.01)
             task.cancel()
-            await asyncio.sleep(0)
-            assert not task.done() and done == []
-            go_on.set()
-        assert task.cancelled() and done == [True]
+        assert left == ["left"] * 4
 
     run(work)

@@ -35,3 +35,14 @@ def test_the_last_number_lies_in_both_pools() -> None:
     assert last_number(pools) == 31
     assert slot(31, pools).peer_ip == "10.62.0.63"
     assert last_number(AddressPools(hosts=IPv4Network("10.61.0.0/28"), links=pools.links)) == 14
+
+
+def test_a_number_can_be_claimed_once() -> None:
+    numbers = SlotNumbers(last=3)
+    assert numbers.claim(2)
+    assert not numbers.claim(2)
+    assert not numbers.claim(0)
+    assert not numbers.claim(4)
+    assert [numbers.take(), numbers.take(), numbers.take()] == [1, 3, None]
+    numbers.give_back(2)
+    assert numbers.claim(2)

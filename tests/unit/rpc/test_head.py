@@ -11,6 +11,7 @@ from uvicorn.server import ServerState
 
 from wrenn_sandbox.controlplane import __main__ as plane
 from wrenn_sandbox.hostagent.agent import _Server
+from wrenn_sandbox.rpc import head
 from wrenn_sandbox.rpc.head import MAX_HEAD_BYTES, BoundedHttp
 
 
@@ -69,6 +70,7 @@ def feed(pieces: Iterable[bytes]) -> tuple[Transport, list[dict]]:
         for _ in range(5):
             await asyncio.sleep(0)
         protocol._unset_keepalive_if_required()
+        protocol._stop_waiting()
 
     asyncio.run(main())
     return transport, seen
@@ -113,6 +115,20 @@ def test_trailers_are_dropped() -> None:
     head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
     _, seen = feed([head, b"1\r\nb\r\n0\r\nx-api-key: late\r\n\r\n"])
     assert seen == [{"headers": [(b"host", b"a"), (b"transfer-encoding", b"chunked")], "body": b"b"}]
+
+
+@pytest.mark.parametrize("before", [[], [LINE], [LINE + b"\r\n", LINE]], ids=["nothing", "a part", "the second"])
+def test_a_head_that_does_not_end_in_time_is_refused(before: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_LIMIT_S", 0)
+    transport, seen = feed(before)
+    assert transport.written.endswith(head._TOO_SLOW)
+    assert (transport.closed, len(seen)) == (True, len(before) // 2)
+
+
+def test_a_head_that_came_in_time_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_LIMIT_S", 0)
+    transport, seen = feed([LINE + b"content-length: 5\r\n\r\n", b"he", b"llo"])
+    assert (transport.closed, seen[0]["body"]) == (False, b"hello")
 
 
 def test_nonsense_is_still_malformed() -> None:

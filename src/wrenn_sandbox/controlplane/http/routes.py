@@ -11,7 +11,18 @@ from starlette.responses import Response
 
 from wrenn_sandbox.controlplane.http.auth import Access, caller_of
 from wrenn_sandbox.controlplane.http.live import Handler, live_endpoint
-from wrenn_sandbox.controlplane.http.v1 import commands, files, host, keys, models, sandboxes, streams, terminal
+from wrenn_sandbox.controlplane.http.v1 import (
+    commands,
+    files,
+    host,
+    keys,
+    models,
+    moments,
+    sandboxes,
+    snapshots,
+    streams,
+    terminal,
+)
 
 OPEN, KEY, KEY_OR_MESSAGE = Access.OPEN, Access.TEAM_KEY, Access.TEAM_KEY_OR_FIRST_MESSAGE
 #: The same sandboxes under the path that clients of another generation use.
@@ -42,6 +53,7 @@ class LiveEndpoint:
 
 _ONE = f"{SANDBOXES}/{{sandbox_id}}"
 _KEYS = list[models.KeyOut]
+_SNAPSHOTS = list[models.SnapshotOut]
 
 HTTP = (
     Endpoint("GET", "/health", host.get_health, OPEN, models.HealthOut, tag="platform"),
@@ -52,6 +64,14 @@ HTTP = (
     Endpoint("PATCH", _ONE, sandboxes.change_sandbox, KEY, models.SandboxOut),
     Endpoint("DELETE", _ONE, sandboxes.destroy_sandbox, KEY, None, 204),
     Endpoint("POST", f"{_ONE}/ping", sandboxes.ping_sandbox, KEY, None, 204),
+    Endpoint("POST", f"{_ONE}/pause", moments.pause_sandbox, KEY, models.SandboxOut, tag="snapshots"),
+    Endpoint("POST", f"{_ONE}/resume", moments.resume_sandbox, KEY, models.SandboxOut, tag="snapshots"),
+    Endpoint("POST", f"{_ONE}/fork", moments.fork_sandbox, KEY, models.ForkOut, 201, "snapshots"),
+    Endpoint("POST", f"{_ONE}/rollback", moments.rollback_sandbox, KEY, models.SandboxOut, tag="snapshots"),
+    Endpoint("GET", f"{_ONE}/snapshots", moments.get_history, KEY, models.HistoryOut, tag="snapshots"),
+    Endpoint("POST", "/v1/snapshots", snapshots.create_snapshot, KEY, models.SnapshotOut, 201, "snapshots"),
+    Endpoint("GET", "/v1/snapshots", snapshots.list_snapshots, KEY, _SNAPSHOTS, tag="snapshots"),
+    Endpoint("DELETE", "/v1/snapshots/{name}", snapshots.delete_snapshot, KEY, None, 204, "snapshots"),
     Endpoint("POST", f"{_ONE}/exec", commands.exec_command, KEY, models.ExecOut, tag="commands"),
     Endpoint("GET", f"{_ONE}/processes", commands.list_processes, KEY, models.ProcessesOut, tag="commands"),
     Endpoint("DELETE", f"{_ONE}/processes/{{selector}}", commands.kill_process, KEY, None, 204, "commands"),

@@ -11,7 +11,7 @@ import structlog
 
 from wrenn_sandbox.controlplane.messages import create_request, created_shape
 from wrenn_sandbox.controlplane.platform import Platform, now
-from wrenn_sandbox.core.errors import Bug, Conflict, NotFound, WrennError
+from wrenn_sandbox.core.errors import Bug, Conflict, NotFound, Unavailable, WrennError
 from wrenn_sandbox.core.ids import SandboxId, TeamId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Lifetime, NetworkPolicy, Shape, round_up
@@ -62,8 +62,9 @@ async def create_sandbox(platform: Platform, team: TeamId, wish: Wish) -> Create
 
     Raises Invalid (``invalid_size``), NotFound (``template_not_found``), or what the host agent says.
     """
-    shape = round_up(wish.vcpus, wish.memory_mb)
     template = await _template(platform, team, wish.template)
+    # A moment fixes what the machine has: what is asked for then does not count, be it possible or not.
+    baked = template.build_id is not None
     moment = now()
     row = Sandbox(
         id=SandboxId(uuid4()),
@@ -72,17 +73,19 @@ async def create_sandbox(platform: Platform, team: TeamId, wish: Wish) -> Create
         template=wish.template,
         template_id=template.id,
         state=State.PENDING,
-        shape=shape,
+        shape=template.shape if baked else round_up(wish.vcpus, wish.memory_mb),
         lifetime=wish.lifetime,
         network=wish.network,
         created_at=moment,
         last_updated=moment,
         metadata=wish.metadata,
-        envs=wish.envs,
+        envs=template.default_env | wish.envs,
         access_token=secrets.token_hex(32),
-        disk_size_mb=wish.disk_size_mb,
+        disk_size_mb=template.disk_size_mb if baked else wish.disk_size_mb,
+        default_user=template.default_user,
+        current_build_id=template.build_id,
     )
-    return await platform.settling.finish(row.id, _make(platform, row, template.name))
+    return await platform.settling.finish(row.id, _make(platform, row))
 
 
 async def _template(platform: Platform, team: TeamId, name: str) -> templates.Template:
@@ -90,14 +93,16 @@ async def _template(platform: Platform, team: TeamId, name: str) -> templates.Te
         template = await templates.by_name(connection, team, name)
     if template is None:
         raise NotFound(f"There is no template {name!r}; the built-in one is 'base'.", slug="template_not_found")
+    if template.host_id not in (None, platform.host_id):
+        raise Unavailable(f"The host that has the template {name!r} is not there now; it may come back.")
     return template
 
 
-async def _make(platform: Platform, row: Sandbox, template_name: str) -> Created:
+async def _make(platform: Platform, row: Sandbox) -> Created:
     async with platform.db.write() as connection:
         await sandboxes.add(connection, row)
     try:
-        request = create_request(row, template_name)
+        request = create_request(row, row.current_build_id)
         answer = await platform.agent.call("CreateSandbox", request, pb.CreateSandboxResponse, timeout_s=CREATE_S)
         shape = created_shape(answer, row.shape)
     except Exception as error:
@@ -112,7 +117,7 @@ async def _made(platform: Platform, row: Sandbox, answer: pb.CreateSandboxRespon
         moved = await sandboxes.move(connection, row.id, {State.PENDING}, State.RUNNING, change)
         current = await sandboxes.get(connection, row.team_id, row.id)
     if not moved or current is None:
-        await _destroy_quietly(platform, row.id)
+        await destroy_quietly(platform, row.id)
         raise Conflict("The sandbox was destroyed while it was being made.", slug="sandbox_destroyed")
     ticket = platform.rows.ticket()
     platform.rows.put(row.id, current, ticket)  # its first command follows at once
@@ -125,10 +130,11 @@ async def _give_up(platform: Platform, row: Sandbox, error: WrennError) -> None:
         async with platform.db.write() as connection:
             change = Change(reason=error.message, slug=error.slug)
             await sandboxes.move(connection, row.id, {State.PENDING}, State.ERROR, change)
-    await _destroy_quietly(platform, row.id)
+    await destroy_quietly(platform, row.id)
 
 
-async def _destroy_quietly(platform: Platform, sandbox: SandboxId) -> None:
+async def destroy_quietly(platform: Platform, sandbox: SandboxId) -> None:
+    """Have the host end what nobody wants any more; should that fail, the reconciler does it later."""
     platform.rows.drop(sandbox)
     with suppress(WrennError):
         request = pb.DestroySandboxRequest(sandbox_id=str(sandbox))

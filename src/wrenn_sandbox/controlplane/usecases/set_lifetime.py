@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from wrenn_sandbox.controlplane.messages import lifetime_message
 from wrenn_sandbox.controlplane.platform import Platform, now
@@ -16,30 +16,41 @@ from wrenn_sandbox.db.sandboxes import Sandbox
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 
-async def change_lifetime(
-    platform: Platform,
-    team: TeamId,
-    sandbox: SandboxId,
-    *,
-    idle_timeout_s: int | None = None,
-    idle_action: TimeoutAction | None = None,
-    ends_at_unix_s: float | None = None,
-    deadline_action: TimeoutAction | None = None,
-) -> Sandbox:
-    """The sandbox with new timeouts; None leaves one as it is, ``ends_at_unix_s`` 0 takes the deadline away.
+@dataclass(frozen=True, slots=True)
+class LifetimeChange:
+    """New timeouts; None leaves one as it is, ``ends_at_unix_s`` 0 takes the deadline away."""
+
+    idle_timeout_s: int | None = None
+    idle_action: TimeoutAction | None = None
+    ends_at_unix_s: float | None = None
+    deadline_action: TimeoutAction | None = None
+
+    def of(self, old: Lifetime) -> Lifetime:
+        """The timeouts after the change."""
+        return Lifetime(
+            idle_timeout_s=old.idle_timeout_s if self.idle_timeout_s is None else self.idle_timeout_s,
+            idle_action=self.idle_action or old.idle_action,
+            ends_at_unix_s=old.ends_at_unix_s if self.ends_at_unix_s is None else self.ends_at_unix_s,
+            deadline_action=self.deadline_action or old.deadline_action,
+        )
+
+    def anew(self, old: Lifetime) -> Lifetime:
+        """The timeouts of a sandbox that begins to run now: a deadline that has passed meanwhile is none any more."""
+        wanted = self.of(old)
+        return replace(wanted, ends_at_unix_s=0.0) if wanted.ends_at_unix_s <= now().timestamp() else wanted
+
+
+UNCHANGED = LifetimeChange()
+
+
+async def change_lifetime(platform: Platform, team: TeamId, sandbox: SandboxId, change: LifetimeChange) -> Sandbox:
+    """The sandbox with new timeouts.
 
     What was accepted holds: a host that does not answer now is told by the reconciler.
     """
     row = await get_sandbox(platform, team, sandbox)
     require(row.state, Action.USE)
-    old = row.lifetime
-    wanted = Lifetime(
-        idle_timeout_s=old.idle_timeout_s if idle_timeout_s is None else idle_timeout_s,
-        idle_action=idle_action or old.idle_action,
-        ends_at_unix_s=old.ends_at_unix_s if ends_at_unix_s is None else ends_at_unix_s,
-        deadline_action=deadline_action or old.deadline_action,
-    )
-    return await platform.settling.finish(sandbox, _tell(platform, row, wanted))
+    return await platform.settling.finish(sandbox, _tell(platform, row, change.of(row.lifetime)))
 
 
 async def _tell(platform: Platform, row: Sandbox, wanted: Lifetime) -> Sandbox:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from wrenn_sandbox import __version__
@@ -13,6 +14,7 @@ from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import MEMORY_MIB_CHOICES, VCPU_CHOICES
 from wrenn_sandbox.hostagent import wire
 from wrenn_sandbox.hostagent.capacity import Capacity
+from wrenn_sandbox.hostagent.draining import DRAIN_LIMIT_S, drained
 from wrenn_sandbox.hostagent.registry import Registry
 from wrenn_sandbox.hostagent.templates import TEMPLATE_NAME, Templates
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
@@ -33,16 +35,7 @@ class LifecycleCalls:
     async def create_sandbox(self, request: pb.CreateSandboxRequest, _ctx: Any) -> pb.CreateSandboxResponse:
         """Answers when the sandbox runs; a caller that goes away before takes it along."""
         sandbox = await self._registry.create(wire.create_request(request, self._capabilities))
-        shape = sandbox.request.spec.shape
-        return pb.CreateSandboxResponse(
-            sandbox_id=str(sandbox.request.id),
-            status=sandbox.state.value,
-            host_ip=sandbox.host_ip,
-            metadata={"driver": driver_name(self._capabilities), "version": __version__},
-            vcpus=shape.vcpus,
-            memory_mb=shape.memory_mib,
-            phases=[pb.Phase(name=phase.name, ms=phase.ms) for phase in sandbox.watch.phases],
-        )
+        return wire.created(sandbox, self._capabilities)
 
     async def destroy_sandbox(self, request: pb.DestroySandboxRequest, _ctx: Any) -> pb.DestroySandboxResponse:
         """Answers when nothing of it is left."""
@@ -67,12 +60,18 @@ class LifecycleCalls:
         sandbox.set_lifetime(wire.lifetime(request.lifetime or pb.Lifetime()))
         return pb.SetLifetimeResponse()
 
+    async def drain(self, request: pb.DrainRequest, _ctx: Any) -> AsyncIterator[pb.DrainResponse]:
+        """Answers after every change, the last time when nothing more can be done."""
+        kill = request.action is pb.TimeoutAction.KILL
+        async for progress in drained(self._registry, kill=kill, limit_s=request.limit_s or DRAIN_LIMIT_S):
+            yield pb.DrainResponse(total=progress.total, done=progress.done, failed=progress.failed)
+
     async def get_host(self, _request: pb.GetHostRequest, _ctx: Any) -> pb.GetHostResponse:
         """What this host is and has, now."""
         limits, room = self._capabilities, self._capacity.room()
         running = sum(1 for sandbox in self._registry.all() if sandbox.state is State.RUNNING)
         return pb.GetHostResponse(
-            driver=driver_name(limits),
+            driver=wire.driver_name(limits),
             accelerated=limits.accelerated,
             arch=platform.machine(),
             cpu_cores=os.cpu_count() or 1,
@@ -95,8 +94,3 @@ class LifecycleCalls:
             vcpu_choices=[choice for choice in VCPU_CHOICES if choice <= limits.max_vcpus],
             memory_mb_choices=[choice for choice in MEMORY_MIB_CHOICES if choice <= limits.max_memory_mib],
         )
-
-
-def driver_name(capabilities: Capabilities) -> str:
-    """E.g. ``qemu/tcg``."""
-    return f"{capabilities.driver}/{capabilities.accelerator}"

@@ -25,7 +25,6 @@ import structlog
 from wrenn_sandbox import __version__
 from wrenn_sandbox.core.artefacts import ArtefactSet, Manifest, Platform
 from wrenn_sandbox.core.errors import Unavailable, WrennError
-from wrenn_sandbox.core.ids import BuildId
 from wrenn_sandbox.core.spec import Egress, NetworkPolicy, Shape
 from wrenn_sandbox.hostagent import journal
 from wrenn_sandbox.hostagent.capacity import Capacity
@@ -79,7 +78,7 @@ async def bake(order: Order, kitchen: Kitchen) -> Path:
         try:
             aside.mkdir()
             await _cook(order, kitchen, aside)
-            await in_thread(_finish, aside, final, _manifest(order))
+            await in_thread(_finish, aside, final, _manifest(order, await in_thread(kitchen.driver.tsc_khz)))
         except BaseException:
             await in_thread(shutil.rmtree, aside, ignore_errors=True)
             raise
@@ -143,14 +142,15 @@ def _machine_spec(order: Order, kitchen: Kitchen, aside: Path, directory: Path, 
     )
 
 
-def _manifest(order: Order) -> Manifest:
+def _manifest(order: Order, tsc_khz: int) -> Manifest:
     return Manifest(
-        build_id=str(BuildId(uuid4())),
+        build_id=str(uuid4()),
         template="base",
         shape=order.shape,
         artefacts=order.artefacts,
         platform=order.platform,
         created_at_unix_s=time.time(),
+        tsc_khz=tsc_khz,
         envd_version=__version__,
     )
 

@@ -22,7 +22,11 @@ QMP_FD, TAP_FD, STATE_FD = FIRST_FD, FIRST_FD + 1, FIRST_FD + 2
 #: fdset that holds the state to restore from.
 STATE_FDSET = 1
 _RUNTIME, _KERNEL, _INITRAMFS = "/runtime", "/kernel", "/initramfs"
-_MEMORY, _TOOLS, _DISK, _LAYERS = "/memory", "/tools", "/disk", "/layers"
+_MEMORY, _TOOLS, _LAYERS = "/memory", "/tools", "/layers"
+#: The overlay that the machine starts with: its name in the jail, and that of its node.
+DISK, DISK_NODE = "/disk", "disk"
+#: The device that the guest knows as /dev/vda.
+DISK_DEVICE = "vda"
 #: Translated code of a TCG machine; QEMU's default is 1 GiB a machine.
 _TCG_CACHE_MIB = 128
 #: As cache=unsafe: the page cache of the host is the disk's write cache; what must last is synced by the agent.
@@ -56,7 +60,7 @@ def jail_files(spec: MachineSpec, mode: Mode) -> tuple[JailFile, ...]:
         JailFile(files.memory, _MEMORY, writable=mode is Mode.BOOT),
         JailFile(files.tools, _TOOLS),
         *(JailFile(path, f"{_LAYERS}/{number}") for number, path in enumerate(files.backing)),
-        JailFile(files.disk, _DISK, writable=True),
+        JailFile(files.disk, DISK, writable=True),
     )
 
 
@@ -98,14 +102,20 @@ def _disks(spec: MachineSpec) -> tuple[str, ...]:
         node: dict[str, object] = {"node-name": name, "file": f"{name}-file", "read-only": True, "cache": _CACHE}
         nodes.append({"driver": "qcow2", "backing": below, **node} if is_qcow2(path) else {"driver": "raw", **node})
         below = name
-    nodes.append(_file("disk-file", _DISK, read_only=False))
-    node = {"node-name": "disk", "file": "disk-file", "discard": "unmap", "cache": _CACHE}
-    nodes.append({"driver": "qcow2", "backing": below, **node})
+    nodes.append(overlay_node(DISK_NODE, DISK, below))
     nodes.append(_file("tools-file", _TOOLS, read_only=True))
     nodes.append({"driver": "raw", "node-name": "tools", "file": "tools-file", "read-only": True, "cache": _CACHE})
     blockdevs = [word for node in nodes for word in ("-blockdev", json.dumps(node))]
-    devices = ("-device", "virtio-blk-device,id=vda,drive=disk", "-device", "virtio-blk-device,id=vdb,drive=tools")
+    drives = ((DISK_DEVICE, DISK_NODE), ("vdb", "tools"))
+    devices = [word for name, node in drives for word in ("-device", f"virtio-blk-device,id={name},drive={node}")]
     return (*blockdevs, *devices)
+
+
+def overlay_node(name: str, path: str, backing: str | None) -> dict[str, object]:
+    """A writable overlay with its file, for the command line and for ``blockdev-add``."""
+    file = _file(f"{name}-file", path, read_only=False)
+    above = {"driver": "qcow2", "node-name": name, "backing": backing}
+    return {**above, "file": file, "discard": "unmap", "cache": _CACHE}
 
 
 def _file(node_name: str, path: str, *, read_only: bool) -> dict[str, object]:

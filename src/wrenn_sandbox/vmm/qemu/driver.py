@@ -8,7 +8,7 @@ from pathlib import Path
 from wrenn_sandbox.core.artefacts import Platform
 from wrenn_sandbox.core.spec import MEMORY_MIB_CHOICES, VCPU_CHOICES
 from wrenn_sandbox.vmm.driver import Capabilities, MachineSpec
-from wrenn_sandbox.vmm.qemu import argv, machine
+from wrenn_sandbox.vmm.qemu import argv, machine, tsc
 from wrenn_sandbox.vmm.qemu.machine import QemuMachine
 
 
@@ -35,6 +35,10 @@ class QemuDriver:
         accelerator = self._capabilities.accelerator
         words = argv.cmdline(accelerator, kernel_cmdline)
         return Platform("qemu", accelerator, argv.MACHINE, self._cpu_model, words)
+
+    def tsc_khz(self) -> int:
+        """The host's rate under TCG; see ``vmm.driver``."""
+        return (tsc.host_tsc_khz() or 0) if self._capabilities.accelerator == "tcg" else 0
 
     def boot(self, spec: MachineSpec) -> AbstractAsyncContextManager[QemuMachine]:
         """Cold boot; see ``vmm.driver``."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from wrenn_sandbox.core.errors import NotFound, Unavailable
-from wrenn_sandbox.vmm import record
-from wrenn_sandbox.vmm.driver import Exit, MachineSpec
+from wrenn_sandbox.disk.durability import disk_errors
+from wrenn_sandbox.vmm import ram, record
+from wrenn_sandbox.vmm.cancels import in_thread, to_the_end
+from wrenn_sandbox.vmm.driver import Exit, MachineSpec, Ram
 from wrenn_sandbox.vmm.launch import Plan, jailed
+from wrenn_sandbox.vmm.loan import lending
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
 from wrenn_sandbox.vmm.process import Process, watch
 from wrenn_sandbox.vmm.qemu import argv, ending, qmp
 from wrenn_sandbox.vmm.qemu.argv import Mode
+from wrenn_sandbox.vmm.qemu.disk import Disk
 from wrenn_sandbox.vmm.qemu.qmp import Monitor
 from wrenn_sandbox.vmm.qemu.tsc import host_tsc_khz
 
@@ -23,18 +30,27 @@ from wrenn_sandbox.vmm.qemu.tsc import host_tsc_khz
 LOAD_LIMIT_S = 20.0
 #: From the end of the connection to the end of the process.
 _DEATH_LIMIT_S = 2.0
-_SAVE_FDSET = 2
+_STATE_ROOM_BYTES = 64 * 1024  # states have 5 to 13 KB
 _RUNNING_EVENT = "RESUME"  # sent whenever the vCPUs start
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """What one QEMU writes."""
+
+    console: Log
+    stderr: Log
 
 
 class QemuMachine:
     """A live QEMU. Made by ``booted``, ``restored`` and ``adopted``."""
 
-    def __init__(self, process: Process, monitor: Monitor, console: Log, stderr: Log) -> None:
+    def __init__(self, process: Process, monitor: Monitor, logs: Logs, ram: Ram, disk: Disk) -> None:
         self._process = process
         self._monitor = monitor
-        self._console = console
-        self._stderr = stderr
+        self._logs = logs
+        self._ram = ram
+        self._disk = disk
 
     @property
     def pid(self) -> int:
@@ -44,7 +60,12 @@ class QemuMachine:
     @property
     def console(self) -> str:
         """What the guest wrote to its console; bounded, the beginning is kept."""
-        return self._console.text()
+        return self._logs.console.text()
+
+    @property
+    def ram(self) -> Ram:
+        """Where the guest's memory is mapped."""
+        return self._ram
 
     async def pause(self) -> None:
         """Stop the vCPUs; QEMU writes its disk caches back on the way."""
@@ -54,30 +75,47 @@ class QemuMachine:
         """Let the vCPUs run."""
         await self._monitor.execute("cont")
 
-    async def snapshot(self, state: Path) -> None:
-        """Write the device state to the new file ``state`` and sync it; the machine is stopped afterwards."""
-        await self.pause()
+    async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
+        """See ``vmm.driver``. All that can be made ready while the guest still runs is."""
+        async with AsyncExitStack() as stack:
+            fdset = await stack.enter_async_context(self._receiving(state))
+            node = None if overlay is None else await stack.enter_async_context(self._disk.beside(overlay))
+            await self.pause()
+            await self._monitor.execute("xen-save-devices-state", filename=f"/dev/fdset/{fdset}", live=False)
+            if node is not None:
+                await self._disk.cover(node)
+
+    async def writes_to(self, overlay: Path) -> bool:
+        """Whether the guest's disk writes go to this file."""
+        return await self._disk.writes_to(overlay)
+
+    @asynccontextmanager
+    async def _receiving(self, state: Path) -> AsyncIterator[int]:
+        """An fdset for the new file ``state``, which is removed again when this is left by an error."""
         # O_RDWR is refused by QEMU's file: migration. The VMM's uid gets this one descriptor and no more.
         fd = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fdset = self._monitor.new_fdset()
         try:
-            await self._monitor.execute_with_file(
-                "xen-save-devices-state", fd, _SAVE_FDSET, filename=f"/dev/fdset/{_SAVE_FDSET}", live=False
-            )
-        except BaseException:
+            await self._monitor.add_fd(fd, fdset, "state")
+            yield fdset
+        except BaseException as error:
             state.unlink()
+            if isinstance(error, Unavailable) and error.slug == "vmm_refused":
+                _require_room(fd)
             raise
         finally:
             os.close(fd)
-        await asyncio.to_thread(_sync, state)
+            with contextlib.suppress(Unavailable):  # nothing was given, or the machine has gone
+                await to_the_end(self._monitor.execute("remove-fd", fdset_id=fdset))
 
     async def wait(self) -> Exit:
         """Return when QEMU has ended."""
         code = await self._process.wait()
-        return Exit(code, ending.describe(code, self._console.text(), self._stderr.text()))
+        return Exit(code, ending.describe(code, self._logs.console.text(), self._logs.stderr.text()))
 
     async def load(self) -> None:
         """Load the state this QEMU was started with, and return when its vCPUs run."""
-        async with _explained(self._process, self._console, self._stderr):
+        async with _explained(self._process, self._logs):
             with self._monitor.listening_for(_RUNNING_EVENT) as events:
                 await self._monitor.execute("migrate-incoming", uri=f"file:/dev/fdset/{argv.STATE_FDSET}")
                 try:
@@ -90,43 +128,27 @@ class QemuMachine:
 
 
 @asynccontextmanager
-async def _explained(process: Process, console: Log, stderr: Log) -> AsyncIterator[None]:
-    """While a machine is brought up: when it dies, raise why (``vmm_failed``), not that its connection was lost."""
-    try:
-        yield
-    except Unavailable as error:
-        if error.slug == "vmm_gone" and await process.settle(_DEATH_LIMIT_S) and process.code is not None:
-            reason = ending.describe(process.code, console.text(), stderr.text())
-            raise Unavailable(reason, slug="vmm_failed") from error
-        raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@asynccontextmanager
 async def booted(spec: MachineSpec) -> AsyncIterator[QemuMachine]:
     """Cold boot with RAM in the new file ``spec.files.memory``; the vCPUs run on entry."""
-    with _memory(spec):
-        tsc_khz = await asyncio.to_thread(host_tsc_khz)
+    with lending(spec.uid, spec.gid) as loan:
+        _make_memory(spec)
+        loan.give(spec.files.memory)
+        tsc_khz = await in_thread(host_tsc_khz)
         async with _started(spec, Mode.BOOT, {}, tsc_khz) as machine:
             yield machine
 
 
 @asynccontextmanager
 async def restored(spec: MachineSpec, state: Path) -> AsyncIterator[QemuMachine]:
-    """Restore from ``spec.files.memory`` and ``state``; the vCPUs run on entry."""
+    """Restore from ``spec.files`` and ``state``; the vCPUs run on entry."""
     async with AsyncExitStack() as stack:
         fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
         try:
             machine = await stack.enter_async_context(_started(spec, Mode.RESTORE, {argv.STATE_FD: fd}))
         finally:
             os.close(fd)
+        if spec.files.patches:
+            await in_thread(ram.apply, machine.ram, spec.files.patches)
         await machine.load()
         yield machine
 
@@ -137,14 +159,17 @@ async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
     expected = record.confirmed(spec.run_dir, pid)
     async with AsyncExitStack() as stack:
         stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
-        stack.enter_context(_given(spec.files.disk, spec))
+        loan = stack.enter_context(lending(spec.uid, spec.gid))
         process = await stack.enter_async_context(watch(pid, expected))
         if process.code is not None:
             raise NotFound(f"The machine of {spec.name} has ended.", slug="vmm_gone")
         console = stack.enter_context(found_log(pid, argv.CONSOLE_FD))
         stderr = stack.enter_context(found_log(pid, argv.STDERR_FD))
         monitor = await stack.enter_async_context(qmp.connected(spec.name, spec.run_dir))
-        yield QemuMachine(process, monitor, console, stderr)
+        await _require_loaded(monitor, spec)
+        disk = Disk(monitor, pid, loan)
+        await disk.adopt(spec)
+        yield QemuMachine(process, monitor, Logs(console, stderr), ram.locate(pid, spec.files.memory), disk)
 
 
 @asynccontextmanager
@@ -153,13 +178,13 @@ async def _started(
 ) -> AsyncIterator[QemuMachine]:
     async with AsyncExitStack() as stack:
         stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
-        stack.enter_context(_given(spec.files.disk, spec))
-        console = stack.enter_context(new_log("console"))
-        stderr = stack.enter_context(new_log("stderr"))
+        loan = stack.enter_context(lending(spec.uid, spec.gid))
+        loan.give(spec.files.disk)
+        logs = Logs(stack.enter_context(new_log("console")), stack.enter_context(new_log("stderr")))
         tap = {} if spec.tap_fd is None else {argv.TAP_FD: spec.tap_fd}
         # Only QEMU may hold the listening end: when it dies, a connection must end too.
         with qmp.listening(spec.run_dir) as server:
-            streams = {argv.CONSOLE_FD: console.fd, argv.STDERR_FD: stderr.fd, argv.QMP_FD: server.fileno()}
+            streams = {argv.CONSOLE_FD: logs.console.fd, argv.STDERR_FD: logs.stderr.fd, argv.QMP_FD: server.fileno()}
             plan = Plan(
                 name=spec.name,
                 directory=spec.run_dir,
@@ -171,33 +196,40 @@ async def _started(
                 kvm=spec.platform.accelerator == "kvm",
             )
             process = await stack.enter_async_context(jailed(plan))
-        async with _explained(process, console, stderr):
+        async with _explained(process, logs):
             monitor = await stack.enter_async_context(qmp.connected(spec.name, spec.run_dir))
-        yield QemuMachine(process, monitor, console, stderr)
+        disk = Disk(monitor, process.pid, loan, argv.DISK_NODE)
+        yield QemuMachine(process, monitor, logs, ram.locate(process.pid, spec.files.memory), disk)
 
 
-@contextmanager
-def _given(path: Path, spec: MachineSpec) -> Iterator[None]:
-    """``path`` is the VMM's uid's own inside; root's afterwards, and readable as a layer for VMMs of any other uid."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+@asynccontextmanager
+async def _explained(process: Process, logs: Logs) -> AsyncIterator[None]:
+    """While a machine is brought up: when it dies, raise why (``vmm_failed``), not that its connection was lost."""
     try:
-        os.fchown(fd, spec.uid, spec.gid)
-        os.fchmod(fd, 0o600)
         yield
-    finally:  # the machine is dead on every way out; the file may have another name by now
-        os.fchown(fd, 0, 0)
-        os.fchmod(fd, 0o644)
-        os.close(fd)
+    except Unavailable as error:
+        if error.slug == "vmm_gone" and await process.settle(_DEATH_LIMIT_S) and process.code is not None:
+            reason = ending.describe(process.code, logs.console.text(), logs.stderr.text())
+            raise Unavailable(reason, slug="vmm_failed") from error
+        raise
 
 
-@contextmanager
-def _memory(spec: MachineSpec) -> Iterator[None]:
+def _require_room(fd: int) -> None:
+    """Raise Exhausted when there is no room for a state: QEMU does not say why it could not write one."""
+    with disk_errors("the state of a machine"):
+        os.posix_fallocate(fd, 0, _STATE_ROOM_BYTES)
+
+
+async def _require_loaded(monitor: Monitor, spec: MachineSpec) -> None:
+    """An agent may have died before its machine was one."""
+    if cast(dict[str, object], await monitor.execute("query-status"))["status"] == "inmigrate":
+        raise NotFound(f"The machine of {spec.name} never ran.", slug="vmm_gone")
+
+
+def _make_memory(spec: MachineSpec) -> None:
     """The new RAM file of a boot."""
-    path = spec.files.memory
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(spec.files.memory, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, spec.shape.memory_mib << 20)
-        with _given(path, spec):
-            yield
     finally:
         os.close(fd)

@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.vmm.qemu.argv import STATE_FDSET
 
 SOCKET = "qmp.sock"
 COMMAND_LIMIT_S = 10.0
@@ -51,6 +53,7 @@ class Monitor:
         self._client = client
         self._connection = connection
         self._turn = asyncio.Lock()
+        self._last_fdset = STATE_FDSET
         # The library keeps every event it hears for ever; a guest can cause them at will.
         client.events.event_filter = lambda _: False
 
@@ -64,16 +67,29 @@ class Monitor:
             async with asyncio.timeout(COMMAND_LIMIT_S), self._turn:
                 return await self._client.execute(command, named or None)
 
-    async def execute_with_file(self, command: str, fd: int, fdset: int, **arguments: object) -> None:
-        """Run a command that opens ``/dev/fdset/<fdset>``, which holds ``fd`` meanwhile."""
+    async def add_fd(self, fd: int, fdset: int, label: str) -> int:
+        """Hand a copy of ``fd`` over, for QEMU to open as ``/dev/fdset/<fdset>``; the copy's number there.
+
+        Of a set's descriptors QEMU takes the one with the access mode it wants.
+        """
         # With SCM_RIGHTS, beside the library's stream: it may sit on a loop whose transports cannot send descriptors.
         with self._translated("add-fd", COMMAND_LIMIT_S):
-            socket.send_fds(self._connection, [b" "], [fd])
-        await self.execute("add-fd", fdset_id=fdset)
-        try:
-            await self.execute(command, **arguments)
-        finally:
-            await self.execute("remove-fd", fdset_id=fdset)
+            async with asyncio.timeout(COMMAND_LIMIT_S), self._turn:
+                socket.send_fds(self._connection, [b" "], [fd])
+                added = await self._client.execute("add-fd", {"fdset-id": fdset, "opaque": label})
+                return cast(dict[str, int], added)["fd"]
+
+    def new_fdset(self) -> int:
+        """A number that no fdset has had."""
+        self._last_fdset += 1
+        return self._last_fdset
+
+    async def fdsets(self) -> Mapping[int, Mapping[str, int]]:
+        """Descriptors inside QEMU by their label, by fdset; ``new_fdset`` goes on above them."""
+        answer = cast(list[dict[str, Any]], await self.execute("query-fdsets"))
+        found = {entry["fdset-id"]: {fd.get("opaque", ""): fd["fd"] for fd in entry["fds"]} for entry in answer}
+        self._last_fdset = max(self._last_fdset, *found) if found else self._last_fdset
+        return found
 
     @contextmanager
     def listening_for(self, event: str) -> Iterator[EventListener]:

@@ -19,7 +19,12 @@ ZERO = "sb-00000000-0000-4000-8000-000000000000"
 
 
 def filled(path: str) -> str:
-    return path.replace("{sandbox_id}", ZERO).replace("{selector}", "1").replace("{key_id}", "key-1")
+    return (
+        path.replace("{sandbox_id}", ZERO)
+        .replace("{selector}", "1")
+        .replace("{key_id}", "key-1")
+        .replace("{name}", "x")
+    )
 
 
 def twice(path: str) -> set[str]:

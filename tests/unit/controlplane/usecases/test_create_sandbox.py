@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from tests.contract.test_builds import new_template
 from tests.unit.controlplane.conftest import World, running
 from wrenn_sandbox.controlplane.usecases.create_sandbox import Wish, create_sandbox
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, Invalid, NotFound, Unavailable, WrennError
-from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.ids import HostId, SandboxId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Shape
-from wrenn_sandbox.db import sandboxes
+from wrenn_sandbox.db import sandboxes, templates
 from wrenn_sandbox.db.sandboxes import Page, Sandbox
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -166,5 +167,38 @@ def test_the_alias_reaches_the_agent_under_its_own_name(world) -> None:
             created = await create_sandbox(w.platform, w.team, replace(Wish(), template="minimal"))
             assert created.sandbox.template == "minimal"
             assert w.agent.requests("CreateSandbox")[0].template == "base"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("vcpus", "memory_mb"), [(1, 512), (8, 8192), (0, -1), (10_000, 10**9)])
+def test_a_snapshot_fixes_what_the_machine_has(world, vcpus: int, memory_mb: int) -> None:
+    async def main() -> None:
+        async with world() as w:
+            w.agent.answers["CreateSandbox"] = running
+            template = new_template(w.team, host_id=w.platform.host_id)
+            async with w.platform.db.write() as connection:
+                await templates.add(connection, template)
+            wish = Wish("n", vcpus, memory_mb, disk_size_mb=99, envs={"B": "2"})
+            row = (await create_sandbox(w.platform, w.team, wish)).sandbox
+            assert (row.shape, row.disk_size_mb, row.default_user) == (Shape(4, 2048), 11, "ada")
+            assert row.envs == {"A": "ü", "B": "2"}
+            assert (row.template_id, row.current_build_id, row.build_id) == (template.id, template.build_id, None)
+            (request,) = w.agent.requests("CreateSandbox")
+            assert (request.vcpus, request.memory_mb, request.default_user) == (4, 2048, "ada")
+            assert template.build_id is not None and request.build_id == str(template.build_id.value)
+            assert (request.template, request.template_id) == ("n", str(template.id.value))
+
+    asyncio.run(main())
+
+
+def test_a_template_on_another_host_is_not_made_where_it_is_not(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            async with w.platform.db.write() as connection:
+                await templates.add(connection, new_template(w.team, host_id=HostId(w.team.value)))
+            with pytest.raises(Unavailable):
+                await create_sandbox(w.platform, w.team, Wish("n"))
+            assert await rows(w) == [] and w.agent.calls == []
 
     asyncio.run(main())

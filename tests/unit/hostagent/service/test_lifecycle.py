@@ -8,8 +8,9 @@ import pytest
 from tests.unit.hostagent.world import CAPABILITIES, FakeWorld
 from wrenn_sandbox.core.errors import Conflict, Invalid, NotFound
 from wrenn_sandbox.core.spec import DEFAULT_SHAPE
+from wrenn_sandbox.hostagent import wire
 from wrenn_sandbox.hostagent.registry import Registry
-from wrenn_sandbox.hostagent.service.lifecycle import LifecycleCalls, driver_name
+from wrenn_sandbox.hostagent.service.lifecycle import LifecycleCalls
 from wrenn_sandbox.hostagent.templates import Status
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -102,6 +103,6 @@ def test_the_host_says_what_it_is_and_has(world: FakeWorld, run) -> None:
                 pb.BaseTemplate(name="base", vcpus=1, memory_mb=512, status="failed", detail="it did not boot")
             ]
             await registry.close(5)
-        assert driver_name(CAPABILITIES) == "fake/none"
+        assert wire.driver_name(CAPABILITIES) == "fake/none"
 
     run(work)

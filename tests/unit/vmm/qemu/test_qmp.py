@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -46,6 +48,41 @@ def _execute(answer: Callable[[], Awaitable[object]]) -> _Client:
 
 async def _done() -> object:
     return {}
+
+
+def test_descriptors_go_beside_their_command() -> None:
+    client = _Client(lambda: _answer({"fdset-id": 5, "fd": 31}))
+    ours, theirs = socket.socketpair()
+
+    async def main() -> int:
+        return await qmp.Monitor("sb-1", cast(QMPClient, client), ours).add_fd(ours.fileno(), 5, "label")
+
+    with ours, theirs:
+        assert asyncio.run(main()) == 31
+        data, fds, _, _ = socket.recv_fds(theirs, 16, 4)
+        for fd in fds:
+            os.close(fd)
+    assert (data, len(fds)) == (b" ", 1)  # white space between two commands
+    assert client.sent == [("add-fd", {"fdset-id": 5, "opaque": "label"})]
+
+
+def test_no_fdset_is_used_twice() -> None:
+    sets = [
+        {"fdset-id": 7, "fds": [{"fd": 31, "opaque": "a"}, {"fd": 32, "opaque": "b"}]},
+        {"fdset-id": 1, "fds": [{"fd": 7}]},
+    ]
+
+    async def main() -> None:
+        monitor = qmp.Monitor("sb-1", cast(QMPClient, _Client(lambda: _answer(sets))), None)  # type: ignore[arg-type]
+        assert [monitor.new_fdset(), monitor.new_fdset()] == [2, 3]
+        assert await monitor.fdsets() == {7: {"a": 31, "b": 32}, 1: {"": 7}}
+        assert monitor.new_fdset() == 8
+
+    asyncio.run(main())
+
+
+async def _answer(reply: object) -> object:
+    return reply
 
 
 def test_arguments_are_spelt_as_qemu_does() -> None:

@@ -116,6 +116,36 @@ class ChangeSandbox(Timeouts):
     """New timeouts; what is absent stays. ``ends_at: null`` takes the deadline away."""
 
 
+class ResumeSandbox(Timeouts):
+    """New timeouts for a sandbox that begins to run again; what is absent stays as it was."""
+
+
+class TakeSnapshot(Body):
+    """Which sandbox to keep a moment of, and how."""
+
+    sandbox_id: Annotated[str, StringConstraints(max_length=200)]
+    name: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or digit. Default: template-<8 hex>."
+    )
+    leave_paused: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Leave the sandbox paused at that very moment instead of letting it run on."
+    )
+
+
+class ForkSandbox(Timeouts):
+    """How many children, and their timeouts; what is absent is as their source has it."""
+
+    count: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+
+
+class RollBackSandbox(Body):
+    """Where to put the sandbox back to."""
+
+    snapshot: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="Id (bld-...) or name of a moment that GET /v1/sandboxes/{sandbox_id}/snapshots lists."
+    )
+
+
 class Exec(Body):
     """A command: a program and its arguments, not a line for a shell."""
 
@@ -192,6 +222,7 @@ class SandboxOut(BaseModel):
     status_slug: str | None = None
     template: str
     template_id: str
+    build_id: str | None = Field(None, description="Its newest durable moment: where it is paused, or can resume from.")
     vcpus: int
     memory_mb: int
     disk_size_mb: int | None = None
@@ -216,6 +247,45 @@ class SandboxesOut(BaseModel):
 
     items: list[SandboxOut]
     next_cursor: str | None = None
+
+
+class ForkOut(BaseModel):
+    """The children of a fork."""
+
+    items: list[SandboxOut]
+
+
+class SnapshotOut(BaseModel):
+    """A template. One of type snapshot fixes vCPUs and memory; ``platform``: all teams share it."""
+
+    id: str
+    name: str
+    type: Literal["base", "snapshot"]
+    vcpus: int | None = None
+    memory_mb: int | None = None
+    size_bytes: int
+    created_at: datetime
+    platform: bool
+    build_id: str | None = None
+
+
+class MomentOut(BaseModel):
+    """One durable moment of a sandbox's history. ``current``: what it is now descends from it."""
+
+    id: str
+    parent_id: str | None = None
+    sandbox_id: str
+    kind: Literal["pause", "snapshot", "fork"]
+    name: str | None = Field(None, description="Of the newest template made of it.")
+    created_at: datetime
+    size_bytes: int = Field(description="What it needs on disk beyond its parents.")
+    current: bool
+
+
+class HistoryOut(BaseModel):
+    """A sandbox's moments, oldest first."""
+
+    items: list[MomentOut]
 
 
 class ExecOut(BaseModel):

@@ -30,7 +30,7 @@ from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox 
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import Page, Sandbox
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox as get
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import list_sandboxes as list_
-from wrenn_sandbox.controlplane.usecases.set_lifetime import change_lifetime
+from wrenn_sandbox.controlplane.usecases.set_lifetime import LifetimeChange, change_lifetime
 from wrenn_sandbox.controlplane.usecases.set_lifetime import ping_sandbox as ping
 from wrenn_sandbox.core.errors import Invalid
 from wrenn_sandbox.core.ids import SandboxId
@@ -46,30 +46,24 @@ _LABEL = "metadata."
 async def create_sandbox(request: Request, here: Here, who: Who, body: CreateSandbox) -> Response:
     """Make a sandbox and answer when it runs.
 
-    The first sandbox of a new size waits until its template has been booted once.
+    The first sandbox of a new size waits until its template has been booted once. A template that is a snapshot fixes
+    vCPUs, memory and disk: what the body asks for is ignored, and the answer shows what there is.
     """
     network = NetworkPolicy(
         body.network.egress or Egress.OPEN, tuple(body.network.allow_out), tuple(body.network.deny_out)
     )
-    defaults = Lifetime()
-    deadline = _deadline(body)
     wish = Wish(
         template=body.template,
         vcpus=body.vcpus,
         memory_mb=body.memory_mb,
         disk_size_mb=body.disk_size_mb,
-        lifetime=Lifetime(
-            idle_timeout_s=defaults.idle_timeout_s if body.timeout_sec is None else body.timeout_sec,
-            idle_action=body.idle_action or defaults.idle_action,
-            ends_at_unix_s=deadline or 0.0,
-            deadline_action=body.deadline_action or defaults.deadline_action,
-        ),
+        lifetime=lifetime_change(body).of(Lifetime()),
         network=network,
         metadata=body.metadata,
         envs=body.envs,
     )
     created = await create(here, who.team, wish)
-    return _answer(_shown(request, created.sandbox, created.phases), 201)
+    return answer(shown(request, created.sandbox, created.phases), 201)
 
 
 async def list_sandboxes(
@@ -95,32 +89,24 @@ async def list_sandboxes(
     if any("\0" in text for pair in page.metadata.items() for text in pair):
         raise Invalid("metadata must not contain a NUL character.")
     rows = await list_(here, who.team, page)
-    shown = [_shown(request, row) for row in rows[:limit]]
+    items = [shown(request, row) for row in rows[:limit]]
     following = _cursor(rows[limit - 1]) if len(rows) > limit else None
     if request.url.path.startswith(CAPSULES):
-        body = b"[" + b",".join(_json(item) for item in shown) + b"]"
+        body = b"[" + b",".join(_json(item) for item in items) + b"]"
         headers = {"x-next-cursor": following} if following else {}
         return Response(body, 200, headers, "application/json")
-    return Response(_json(SandboxesOut(items=shown, next_cursor=following)), media_type="application/json")
+    return Response(_json(SandboxesOut(items=items, next_cursor=following)), media_type="application/json")
 
 
 async def get_sandbox(request: Request, here: Here, who: Who, sandbox: InPath) -> Response:
     """Read one sandbox, whatever its state."""
-    return _answer(_shown(request, await get(here, who.team, sandbox)))
+    return answer(shown(request, await get(here, who.team, sandbox)))
 
 
 async def change_sandbox(request: Request, here: Here, who: Who, sandbox: InPath, body: ChangeSandbox) -> Response:
     """Change when a running sandbox ends by itself."""
-    row = await change_lifetime(
-        here,
-        who.team,
-        sandbox,
-        idle_timeout_s=body.timeout_sec,
-        idle_action=body.idle_action,
-        ends_at_unix_s=0.0 if "ends_at" in body.model_fields_set and body.ends_at is None else _deadline(body),
-        deadline_action=body.deadline_action,
-    )
-    return _answer(_shown(request, row))
+    row = await change_lifetime(here, who.team, sandbox, lifetime_change(body))
+    return answer(shown(request, row))
 
 
 async def destroy_sandbox(here: Here, who: Who, sandbox: InPath) -> Response:
@@ -138,6 +124,16 @@ async def ping_sandbox(here: Here, who: Who, sandbox: InPath) -> Response:
 def wire_id(request: Request, sandbox: SandboxId) -> str:
     """The sandbox's id in the form of the prefix that was asked."""
     return f"cl-{sandbox.base36}" if request.url.path.startswith(CAPSULES) else str(sandbox)
+
+
+def lifetime_change(body: Timeouts) -> LifetimeChange:
+    """The change that a body asks for. Raises Invalid for a deadline in the past."""
+    return LifetimeChange(
+        idle_timeout_s=body.timeout_sec,
+        idle_action=body.idle_action,
+        ends_at_unix_s=0.0 if "ends_at" in body.model_fields_set and body.ends_at is None else _deadline(body),
+        deadline_action=body.deadline_action,
+    )
 
 
 def _deadline(body: Timeouts) -> float | None:
@@ -174,7 +170,8 @@ def _position(cursor: str) -> tuple[datetime, UUID]:
         raise Invalid("cursor must be what next_cursor gave.", slug="invalid_cursor") from error
 
 
-def _shown(request: Request, row: Sandbox, phases: tuple[Phase, ...] | None = None) -> SandboxOut:
+def shown(request: Request, row: Sandbox, phases: tuple[Phase, ...] | None = None) -> SandboxOut:
+    """A sandbox as the API shows it."""
     return SandboxOut(
         id=wire_id(request, row.id),
         status=row.state.value,
@@ -182,6 +179,7 @@ def _shown(request: Request, row: Sandbox, phases: tuple[Phase, ...] | None = No
         status_slug=row.status_slug or None,
         template=row.template,
         template_id=str(row.template_id),
+        build_id=str(row.build_id) if row.build_id else None,
         vcpus=row.shape.vcpus,
         memory_mb=row.shape.memory_mib,
         disk_size_mb=row.disk_size_mb or None,
@@ -212,5 +210,6 @@ def _json(shown: SandboxOut | SandboxesOut) -> bytes:
     return shown.model_dump_json(exclude_none=True).encode()
 
 
-def _answer(shown: SandboxOut, status: int = 200) -> Response:
+def answer(shown: SandboxOut, status: int = 200) -> Response:
+    """An answer with one sandbox."""
     return Response(_json(shown), status, media_type="application/json")

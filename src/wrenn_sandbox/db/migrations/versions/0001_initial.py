@@ -51,6 +51,9 @@ class Schema:
     def unique(self, table: str, *columns: str) -> sa.UniqueConstraint:
         return sa.UniqueConstraint(*columns, name=op.f(f"uq_{table}_{'_'.join(columns)}"))
 
+    def size(self, name: str) -> sa.Column[Any]:
+        return sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
+
     def index(self, table: str, *columns: str) -> None:
         op.create_index(op.f(f"ix_{table}_{'_'.join(columns)}"), table, list(columns))
 
@@ -69,6 +72,7 @@ def upgrade() -> None:
     accounts(schema)
     hosts_and_templates(schema)
     sandboxes(schema)
+    builds(schema)
     seed()
 
 
@@ -116,10 +120,12 @@ def hosts_and_templates(s: Schema) -> None:
     s.create(
         "templates",
         *(s.uuid("id"), s.string("name"), s.string("type", "base"), s.integer("vcpus", 1)),
-        *(s.integer("memory_mb", 512), sa.Column("size_bytes", sa.BigInteger(), nullable=False, server_default="0")),
-        *(s.time("created_at"), s.uuid("team_id"), s.unique("templates", "team_id", "name")),
+        *(s.integer("memory_mb", 512), s.size("size_bytes"), s.time("created_at"), s.uuid("team_id")),
+        *(s.uuid("host_id", null=True), s.uuid("build_id", null=True), s.integer("disk_size_mb", 0)),
+        *(s.string("default_user", "root"), s.json("default_env"), s.unique("templates", "team_id", "name")),
     )
     s.index("templates", "team_id")
+    s.index("templates", "build_id")
 
 
 def sandboxes(s: Schema) -> None:
@@ -132,7 +138,9 @@ def sandboxes(s: Schema) -> None:
         *(s.integer("disk_size_mb", 0), s.integer("timeout_sec", 300), s.string("idle_action", "pause")),
         *(s.time("ends_at", null=True), s.string("deadline_action", "kill"), s.string("guest_ip", "")),
         *(s.string("host_ip", ""), s.string("access_token", ""), s.json("metadata"), s.json("network")),
-        *(s.json("envs"), s.time("created_at"), s.time("started_at", null=True), s.time("stopped_at", null=True)),
+        *(s.json("envs"), s.string("default_user", "")),
+        *(s.uuid("build_id", null=True), s.uuid("current_build_id", null=True)),
+        *(s.time("created_at"), s.time("started_at", null=True), s.time("stopped_at", null=True)),
         *(s.time("last_active_at", null=True), s.time("last_updated")),
     )
     s.index("sandboxes", "status")
@@ -140,12 +148,34 @@ def sandboxes(s: Schema) -> None:
     s.index("sandboxes", "team_id", "created_at", "id")
 
 
+def builds(s: Schema) -> None:
+    """Moments of sandboxes that are kept, or about to be."""
+    s.create(
+        "builds",
+        *(s.uuid("id"), s.uuid("team_id", "teams.id"), s.uuid("host_id"), s.uuid("sandbox_id")),
+        *(s.uuid("parent_id", null=True), s.uuid("template_id", null=True), s.string("kind")),
+        *(s.string("status", "creating"), s.string("name", ""), s.integer("vcpus", 1)),
+        *(s.integer("memory_mb", 512), s.size("size_bytes"), s.time("created_at")),
+    )
+    s.index("builds", "team_id", "sandbox_id")
+    s.index("builds", "host_id", "status")
+    named = sa.text("status = 'creating' AND name <> ''")
+    op.create_index(
+        op.f("uq_builds_name_in_the_making"),
+        "builds",
+        ["team_id", "name"],
+        unique=True,
+        sqlite_where=named,
+        postgresql_where=named,
+    )
+
+
 def seed() -> None:
     """The platform team and its template."""
     zeros = UUID(int=0)
     seeds: dict[str, dict[str, object]] = {
         "teams": {"id": zeros, "name": "Platform", "slug": "platform"},
-        "templates": {"id": zeros, "name": "base", "team_id": zeros},
+        "templates": {"id": zeros, "name": "base", "team_id": zeros, "default_user": ""},
     }
     for table, values in seeds.items():
         columns = [sa.column(c, UuidType() if isinstance(v, UUID) else sa.Text()) for c, v in values.items()]

@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import hostagent_pb
-from .hostagent_pb import ConnectProcessRequest, CreateSandboxRequest, CreateSandboxResponse, DestroySandboxRequest, DestroySandboxResponse, ExecRequest, ExecResponse, ExecStreamResponse, GetHostRequest, GetHostResponse, KillProcessRequest, KillProcessResponse, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, PingSandboxRequest, PingSandboxResponse, PtyAttachRequest, PtyAttachResponse, PtyKillRequest, PtyKillResponse, PtyResizeRequest, PtyResizeResponse, PtySendInputRequest, PtySendInputResponse, ReadFileRequest, ReadFileResponse, ReadFileStreamRequest, ReadFileStreamResponse, SetLifetimeRequest, SetLifetimeResponse, StartBackgroundRequest, StartBackgroundResponse, WriteFileRequest, WriteFileResponse, WriteFileStreamRequest, WriteFileStreamResponse
+from .hostagent_pb import ConnectProcessRequest, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroySandboxRequest, DestroySandboxResponse, DrainRequest, DrainResponse, ExecRequest, ExecResponse, ExecStreamResponse, ForkSandboxRequest, ForkSandboxResponse, GetHostRequest, GetHostResponse, KillProcessRequest, KillProcessResponse, ListBuildsRequest, ListBuildsResponse, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, PauseSandboxRequest, PauseSandboxResponse, PingSandboxRequest, PingSandboxResponse, PtyAttachRequest, PtyAttachResponse, PtyKillRequest, PtyKillResponse, PtyResizeRequest, PtyResizeResponse, PtySendInputRequest, PtySendInputResponse, ReadFileRequest, ReadFileResponse, ReadFileStreamRequest, ReadFileStreamResponse, ResumeSandboxRequest, ResumeSandboxResponse, RollbackSandboxRequest, RollbackSandboxResponse, SetLifetimeRequest, SetLifetimeResponse, StartBackgroundRequest, StartBackgroundResponse, WriteFileRequest, WriteFileResponse, WriteFileStreamRequest, WriteFileStreamResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -52,6 +52,48 @@ class HostAgentService(Protocol):
     async def set_lifetime(self, request: SetLifetimeRequest, ctx: RequestContext[SetLifetimeRequest, SetLifetimeResponse], /) -> SetLifetimeResponse:
         """
         Replaces idle timeout and deadline of a running sandbox.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def pause_sandbox(self, request: PauseSandboxRequest, ctx: RequestContext[PauseSandboxRequest, PauseSandboxResponse], /) -> PauseSandboxResponse:
+        """
+        Answers when the build is durable and everything else of the sandbox is freed; fails with the sandbox running.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def resume_sandbox(self, request: ResumeSandboxRequest, ctx: RequestContext[ResumeSandboxRequest, ResumeSandboxResponse], /) -> ResumeSandboxResponse:
+        """
+        Restores a build as the sandbox it belongs to. Succeeds for one that runs already.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def create_snapshot(self, request: CreateSnapshotRequest, ctx: RequestContext[CreateSnapshotRequest, CreateSnapshotResponse], /) -> CreateSnapshotResponse:
+        """
+        Keeps a moment of a running or paused sandbox under a template id.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def delete_snapshot(self, request: DeleteSnapshotRequest, ctx: RequestContext[DeleteSnapshotRequest, DeleteSnapshotResponse], /) -> DeleteSnapshotResponse:
+        """
+        Succeeds for a template the host does not have.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def fork_sandbox(self, request: ForkSandboxRequest, ctx: RequestContext[ForkSandboxRequest, ForkSandboxResponse], /) -> ForkSandboxResponse:
+        """
+        All children or none.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def rollback_sandbox(self, request: RollbackSandboxRequest, ctx: RequestContext[RollbackSandboxRequest, RollbackSandboxResponse], /) -> RollbackSandboxResponse:
+        """
+        Puts a running sandbox back to a build; fails with it running as it was.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def list_builds(self, request: ListBuildsRequest, ctx: RequestContext[ListBuildsRequest, ListBuildsResponse], /) -> ListBuildsResponse:
+        """
+        Every durable build of this host but the base templates, and who holds it.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -95,6 +137,12 @@ class HostAgentService(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def connect_process(self, request: ConnectProcessRequest, ctx: RequestContext[ConnectProcessRequest, ExecStreamResponse], /) -> AsyncIterator[ExecStreamResponse]:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def drain(self, request: DrainRequest, ctx: RequestContext[DrainRequest, DrainResponse], /) -> AsyncIterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     async def get_host(self, request: GetHostRequest, ctx: RequestContext[GetHostRequest, GetHostResponse], /) -> GetHostResponse:
@@ -175,6 +223,83 @@ class HostAgentServiceASGIApplication(ConnectASGIApplication[HostAgentService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.set_lifetime,
+                ),
+                "/hostagent.v1.HostAgentService/PauseSandbox": Endpoint.unary(
+                    method=MethodInfo(
+                        name="PauseSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=PauseSandboxRequest,
+                        output=PauseSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.pause_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/ResumeSandbox": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ResumeSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=ResumeSandboxRequest,
+                        output=ResumeSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.resume_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/CreateSnapshot": Endpoint.unary(
+                    method=MethodInfo(
+                        name="CreateSnapshot",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=CreateSnapshotRequest,
+                        output=CreateSnapshotResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.create_snapshot,
+                ),
+                "/hostagent.v1.HostAgentService/DeleteSnapshot": Endpoint.unary(
+                    method=MethodInfo(
+                        name="DeleteSnapshot",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=DeleteSnapshotRequest,
+                        output=DeleteSnapshotResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.delete_snapshot,
+                ),
+                "/hostagent.v1.HostAgentService/ForkSandbox": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ForkSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=ForkSandboxRequest,
+                        output=ForkSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.fork_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/RollbackSandbox": Endpoint.unary(
+                    method=MethodInfo(
+                        name="RollbackSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=RollbackSandboxRequest,
+                        output=RollbackSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.rollback_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/ListBuilds": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ListBuilds",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=ListBuildsRequest,
+                        output=ListBuildsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.list_builds,
                 ),
                 "/hostagent.v1.HostAgentService/Exec": Endpoint.unary(
                     method=MethodInfo(
@@ -330,6 +455,17 @@ class HostAgentServiceASGIApplication(ConnectASGIApplication[HostAgentService]):
                     ),
                     function=svc.connect_process,
                 ),
+                "/hostagent.v1.HostAgentService/Drain": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="Drain",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=DrainRequest,
+                        output=DrainResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.drain,
+                ),
                 "/hostagent.v1.HostAgentService/GetHost": Endpoint.unary(
                     method=MethodInfo(
                         name="GetHost",
@@ -458,6 +594,167 @@ class HostAgentServiceClient(ConnectClient):
                 service_name="hostagent.v1.HostAgentService",
                 input=SetLifetimeRequest,
                 output=SetLifetimeResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def pause_sandbox(
+        self,
+        request: PauseSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> PauseSandboxResponse:
+        """
+        Answers when the build is durable and everything else of the sandbox is freed; fails with the sandbox running.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="PauseSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=PauseSandboxRequest,
+                output=PauseSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def resume_sandbox(
+        self,
+        request: ResumeSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ResumeSandboxResponse:
+        """
+        Restores a build as the sandbox it belongs to. Succeeds for one that runs already.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ResumeSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=ResumeSandboxRequest,
+                output=ResumeSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def create_snapshot(
+        self,
+        request: CreateSnapshotRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> CreateSnapshotResponse:
+        """
+        Keeps a moment of a running or paused sandbox under a template id.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="CreateSnapshot",
+                service_name="hostagent.v1.HostAgentService",
+                input=CreateSnapshotRequest,
+                output=CreateSnapshotResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def delete_snapshot(
+        self,
+        request: DeleteSnapshotRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> DeleteSnapshotResponse:
+        """
+        Succeeds for a template the host does not have.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="DeleteSnapshot",
+                service_name="hostagent.v1.HostAgentService",
+                input=DeleteSnapshotRequest,
+                output=DeleteSnapshotResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def fork_sandbox(
+        self,
+        request: ForkSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ForkSandboxResponse:
+        """
+        All children or none.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ForkSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=ForkSandboxRequest,
+                output=ForkSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def rollback_sandbox(
+        self,
+        request: RollbackSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RollbackSandboxResponse:
+        """
+        Puts a running sandbox back to a build; fails with it running as it was.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RollbackSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=RollbackSandboxRequest,
+                output=RollbackSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def list_builds(
+        self,
+        request: ListBuildsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ListBuildsResponse:
+        """
+        Every durable build of this host but the base templates, and who holds it.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ListBuilds",
+                service_name="hostagent.v1.HostAgentService",
+                input=ListBuildsRequest,
+                output=ListBuildsResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),
@@ -744,6 +1041,29 @@ class HostAgentServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def drain(
+        self,
+        request: DrainRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="Drain",
+                service_name="hostagent.v1.HostAgentService",
+                input=DrainRequest,
+                output=DrainResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     async def get_host(
         self,
         request: GetHostRequest,
@@ -793,6 +1113,48 @@ class HostAgentServiceSync(Protocol):
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
+    def pause_sandbox(self, request: PauseSandboxRequest, ctx: RequestContext[PauseSandboxRequest, PauseSandboxResponse], /) -> PauseSandboxResponse:
+        """
+        Answers when the build is durable and everything else of the sandbox is freed; fails with the sandbox running.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def resume_sandbox(self, request: ResumeSandboxRequest, ctx: RequestContext[ResumeSandboxRequest, ResumeSandboxResponse], /) -> ResumeSandboxResponse:
+        """
+        Restores a build as the sandbox it belongs to. Succeeds for one that runs already.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def create_snapshot(self, request: CreateSnapshotRequest, ctx: RequestContext[CreateSnapshotRequest, CreateSnapshotResponse], /) -> CreateSnapshotResponse:
+        """
+        Keeps a moment of a running or paused sandbox under a template id.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def delete_snapshot(self, request: DeleteSnapshotRequest, ctx: RequestContext[DeleteSnapshotRequest, DeleteSnapshotResponse], /) -> DeleteSnapshotResponse:
+        """
+        Succeeds for a template the host does not have.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def fork_sandbox(self, request: ForkSandboxRequest, ctx: RequestContext[ForkSandboxRequest, ForkSandboxResponse], /) -> ForkSandboxResponse:
+        """
+        All children or none.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def rollback_sandbox(self, request: RollbackSandboxRequest, ctx: RequestContext[RollbackSandboxRequest, RollbackSandboxResponse], /) -> RollbackSandboxResponse:
+        """
+        Puts a running sandbox back to a build; fails with it running as it was.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def list_builds(self, request: ListBuildsRequest, ctx: RequestContext[ListBuildsRequest, ListBuildsResponse], /) -> ListBuildsResponse:
+        """
+        Every durable build of this host but the base templates, and who holds it.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
     def exec(self, request: ExecRequest, ctx: RequestContext[ExecRequest, ExecResponse], /) -> ExecResponse:
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -833,6 +1195,12 @@ class HostAgentServiceSync(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def connect_process(self, request: ConnectProcessRequest, ctx: RequestContext[ConnectProcessRequest, ExecStreamResponse], /) -> Iterator[ExecStreamResponse]:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def drain(self, request: DrainRequest, ctx: RequestContext[DrainRequest, DrainResponse], /) -> Iterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def get_host(self, request: GetHostRequest, ctx: RequestContext[GetHostRequest, GetHostResponse], /) -> GetHostResponse:
@@ -911,6 +1279,83 @@ class HostAgentServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.set_lifetime,
+                ),
+                "/hostagent.v1.HostAgentService/PauseSandbox": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="PauseSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=PauseSandboxRequest,
+                        output=PauseSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.pause_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/ResumeSandbox": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ResumeSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=ResumeSandboxRequest,
+                        output=ResumeSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.resume_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/CreateSnapshot": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="CreateSnapshot",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=CreateSnapshotRequest,
+                        output=CreateSnapshotResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.create_snapshot,
+                ),
+                "/hostagent.v1.HostAgentService/DeleteSnapshot": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="DeleteSnapshot",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=DeleteSnapshotRequest,
+                        output=DeleteSnapshotResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.delete_snapshot,
+                ),
+                "/hostagent.v1.HostAgentService/ForkSandbox": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ForkSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=ForkSandboxRequest,
+                        output=ForkSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.fork_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/RollbackSandbox": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="RollbackSandbox",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=RollbackSandboxRequest,
+                        output=RollbackSandboxResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.rollback_sandbox,
+                ),
+                "/hostagent.v1.HostAgentService/ListBuilds": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ListBuilds",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=ListBuildsRequest,
+                        output=ListBuildsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.list_builds,
                 ),
                 "/hostagent.v1.HostAgentService/Exec": EndpointSync.unary(
                     method=MethodInfo(
@@ -1066,6 +1511,17 @@ class HostAgentServiceWSGIApplication(ConnectWSGIApplication):
                     ),
                     function=service.connect_process,
                 ),
+                "/hostagent.v1.HostAgentService/Drain": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="Drain",
+                        service_name="hostagent.v1.HostAgentService",
+                        input=DrainRequest,
+                        output=DrainResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.drain,
+                ),
                 "/hostagent.v1.HostAgentService/GetHost": EndpointSync.unary(
                     method=MethodInfo(
                         name="GetHost",
@@ -1194,6 +1650,167 @@ class HostAgentServiceClientSync(ConnectClientSync):
                 service_name="hostagent.v1.HostAgentService",
                 input=SetLifetimeRequest,
                 output=SetLifetimeResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def pause_sandbox(
+        self,
+        request: PauseSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> PauseSandboxResponse:
+        """
+        Answers when the build is durable and everything else of the sandbox is freed; fails with the sandbox running.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="PauseSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=PauseSandboxRequest,
+                output=PauseSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def resume_sandbox(
+        self,
+        request: ResumeSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ResumeSandboxResponse:
+        """
+        Restores a build as the sandbox it belongs to. Succeeds for one that runs already.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ResumeSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=ResumeSandboxRequest,
+                output=ResumeSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def create_snapshot(
+        self,
+        request: CreateSnapshotRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> CreateSnapshotResponse:
+        """
+        Keeps a moment of a running or paused sandbox under a template id.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="CreateSnapshot",
+                service_name="hostagent.v1.HostAgentService",
+                input=CreateSnapshotRequest,
+                output=CreateSnapshotResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def delete_snapshot(
+        self,
+        request: DeleteSnapshotRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> DeleteSnapshotResponse:
+        """
+        Succeeds for a template the host does not have.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="DeleteSnapshot",
+                service_name="hostagent.v1.HostAgentService",
+                input=DeleteSnapshotRequest,
+                output=DeleteSnapshotResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def fork_sandbox(
+        self,
+        request: ForkSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ForkSandboxResponse:
+        """
+        All children or none.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ForkSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=ForkSandboxRequest,
+                output=ForkSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def rollback_sandbox(
+        self,
+        request: RollbackSandboxRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RollbackSandboxResponse:
+        """
+        Puts a running sandbox back to a build; fails with it running as it was.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RollbackSandbox",
+                service_name="hostagent.v1.HostAgentService",
+                input=RollbackSandboxRequest,
+                output=RollbackSandboxResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def list_builds(
+        self,
+        request: ListBuildsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ListBuildsResponse:
+        """
+        Every durable build of this host but the base templates, and who holds it.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ListBuilds",
+                service_name="hostagent.v1.HostAgentService",
+                input=ListBuildsRequest,
+                output=ListBuildsResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),
@@ -1474,6 +2091,29 @@ class HostAgentServiceClientSync(ConnectClientSync):
                 service_name="hostagent.v1.HostAgentService",
                 input=ConnectProcessRequest,
                 output=ExecStreamResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def drain(
+        self,
+        request: DrainRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[DrainResponse]:
+        """
+        Takes no more, and pauses or destroys all that runs, side by side; says how far it is. The host agent goes on.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="Drain",
+                service_name="hostagent.v1.HostAgentService",
+                input=DrainRequest,
+                output=DrainResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.SERVER_STREAM,
             ),

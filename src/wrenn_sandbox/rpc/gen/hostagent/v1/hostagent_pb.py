@@ -150,7 +150,7 @@ class Lifetime(Message[_LifetimeFields]):
         ends_at_unix: float
         deadline_action: TimeoutAction
 
-_CreateSandboxRequestFields: TypeAlias = Literal["template", "vcpus", "memory_mb", "timeout_sec", "sandbox_id", "disk_size_mb", "team_id", "template_id", "default_user", "default_env", "lifetime", "network", "access_token", "default_workdir"]
+_CreateSandboxRequestFields: TypeAlias = Literal["template", "vcpus", "memory_mb", "timeout_sec", "sandbox_id", "disk_size_mb", "team_id", "template_id", "default_user", "default_env", "lifetime", "network", "access_token", "default_workdir", "build_id"]
 
 class CreateSandboxRequest(Message[_CreateSandboxRequestFields]):
     """
@@ -219,9 +219,15 @@ class CreateSandboxRequest(Message[_CreateSandboxRequestFields]):
             ```proto
             string default_workdir = 23;
             ```
+        build_id:
+            Plain UUID of the build to restore; empty = the base template for the shape. A build fixes the shape.
+
+            ```proto
+            string build_id = 24;
+            ```
     """
 
-    __slots__ = ("template", "vcpus", "memory_mb", "timeout_sec", "sandbox_id", "disk_size_mb", "team_id", "template_id", "default_user", "default_env", "lifetime", "network", "access_token", "default_workdir")
+    __slots__ = ("template", "vcpus", "memory_mb", "timeout_sec", "sandbox_id", "disk_size_mb", "team_id", "template_id", "default_user", "default_env", "lifetime", "network", "access_token", "default_workdir", "build_id")
 
     if TYPE_CHECKING:
 
@@ -242,6 +248,7 @@ class CreateSandboxRequest(Message[_CreateSandboxRequestFields]):
             network: NetworkPolicy | None = None,
             access_token: str = "",
             default_workdir: str = "",
+            build_id: str = "",
         ) -> None:
             pass
 
@@ -259,6 +266,7 @@ class CreateSandboxRequest(Message[_CreateSandboxRequestFields]):
         network: NetworkPolicy | None
         access_token: str
         default_workdir: str
+        build_id: str
 
 _CreateSandboxResponseFields: TypeAlias = Literal["sandbox_id", "status", "host_ip", "metadata", "vcpus", "memory_mb", "phases"]
 
@@ -408,6 +416,634 @@ class DestroySandboxResponse(Message[_DestroySandboxResponseFields]):
         ) -> None:
             pass
 
+_BuildFields: TypeAlias = Literal["build_id", "parent_id", "size_bytes", "created_at_unix", "vcpus", "memory_mb", "sandbox_id", "holders", "stopped_ms", "captured_ms", "durable_ms"]
+
+class Build(Message[_BuildFields]):
+    """
+    One durable moment.
+
+    ```proto
+    message hostagent.v1.Build
+    ```
+
+    Attributes:
+        build_id:
+            Plain UUID.
+
+            ```proto
+            string build_id = 1;
+            ```
+        parent_id:
+            The build it was restored from; empty for a base template's.
+
+            ```proto
+            string parent_id = 2;
+            ```
+        size_bytes:
+            What it needs on disk beyond its parents, bytes.
+
+            ```proto
+            int64 size_bytes = 3;
+            ```
+        created_at_unix:
+            ```proto
+            double created_at_unix = 4;
+            ```
+        vcpus:
+            ```proto
+            int32 vcpus = 5;
+            ```
+        memory_mb:
+            ```proto
+            int32 memory_mb = 6;
+            ```
+        sandbox_id:
+            Whose moment it was.
+
+            ```proto
+            string sandbox_id = 7;
+            ```
+        holders:
+            Who keeps it: sandbox ids and template ids (tpl-<uuid>); builds above it are not named.
+
+            ```proto
+            repeated string holders = 8;
+            ```
+        stopped_ms:
+            Milliseconds: the machine did not run; the bytes were written; they were on disk.
+
+            ```proto
+            double stopped_ms = 9;
+            ```
+        captured_ms:
+            ```proto
+            double captured_ms = 10;
+            ```
+        durable_ms:
+            ```proto
+            double durable_ms = 11;
+            ```
+    """
+
+    __slots__ = ("build_id", "parent_id", "size_bytes", "created_at_unix", "vcpus", "memory_mb", "sandbox_id", "holders", "stopped_ms", "captured_ms", "durable_ms")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            build_id: str = "",
+            parent_id: str = "",
+            size_bytes: int = 0,
+            created_at_unix: float = 0,
+            vcpus: int = 0,
+            memory_mb: int = 0,
+            sandbox_id: str = "",
+            holders: list[str] | None = None,
+            stopped_ms: float = 0,
+            captured_ms: float = 0,
+            durable_ms: float = 0,
+        ) -> None:
+            pass
+
+        build_id: str
+        parent_id: str
+        size_bytes: int
+        created_at_unix: float
+        vcpus: int
+        memory_mb: int
+        sandbox_id: str
+        holders: list[str]
+        stopped_ms: float
+        captured_ms: float
+        durable_ms: float
+
+_PauseSandboxRequestFields: TypeAlias = Literal["sandbox_id", "build_id"]
+
+class PauseSandboxRequest(Message[_PauseSandboxRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.PauseSandboxRequest
+    ```
+
+    Attributes:
+        sandbox_id:
+            ```proto
+            string sandbox_id = 1;
+            ```
+        build_id:
+            Plain UUID that the new build gets. Repeating the call with the same one is harmless.
+
+            ```proto
+            string build_id = 20;
+            ```
+    """
+
+    __slots__ = ("sandbox_id", "build_id")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sandbox_id: str = "",
+            build_id: str = "",
+        ) -> None:
+            pass
+
+        sandbox_id: str
+        build_id: str
+
+_PauseSandboxResponseFields: TypeAlias = Literal["build"]
+
+class PauseSandboxResponse(Message[_PauseSandboxResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.PauseSandboxResponse
+    ```
+
+    Attributes:
+        build:
+            ```proto
+            optional hostagent.v1.Build build = 20;
+            ```
+    """
+
+    __slots__ = ("build",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            build: Build | None = None,
+        ) -> None:
+            pass
+
+        build: Build | None
+
+_ResumeSandboxRequestFields: TypeAlias = Literal["sandbox_id", "timeout_sec", "default_user", "default_env", "kernel_version", "sandbox"]
+
+class ResumeSandboxRequest(Message[_ResumeSandboxRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.ResumeSandboxRequest
+    ```
+
+    Attributes:
+        sandbox_id:
+            ```proto
+            string sandbox_id = 1;
+            ```
+        timeout_sec:
+            ```proto
+            int32 timeout_sec = 2;
+            ```
+        default_user:
+            ```proto
+            string default_user = 3;
+            ```
+        default_env:
+            ```proto
+            map<string, string> default_env = 4;
+            ```
+        kernel_version:
+            ```proto
+            string kernel_version = 5;
+            ```
+        sandbox:
+            As at create; template, vcpus and memory_mb follow from the build, named in its build_id.
+
+            ```proto
+            optional hostagent.v1.CreateSandboxRequest sandbox = 20;
+            ```
+    """
+
+    __slots__ = ("sandbox_id", "timeout_sec", "default_user", "default_env", "kernel_version", "sandbox")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sandbox_id: str = "",
+            timeout_sec: int = 0,
+            default_user: str = "",
+            default_env: dict[str, str] | None = None,
+            kernel_version: str = "",
+            sandbox: CreateSandboxRequest | None = None,
+        ) -> None:
+            pass
+
+        sandbox_id: str
+        timeout_sec: int
+        default_user: str
+        default_env: dict[str, str]
+        kernel_version: str
+        sandbox: CreateSandboxRequest | None
+
+_ResumeSandboxResponseFields: TypeAlias = Literal["sandbox_id", "status", "host_ip", "metadata", "phases"]
+
+class ResumeSandboxResponse(Message[_ResumeSandboxResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.ResumeSandboxResponse
+    ```
+
+    Attributes:
+        sandbox_id:
+            ```proto
+            string sandbox_id = 1;
+            ```
+        status:
+            ```proto
+            string status = 2;
+            ```
+        host_ip:
+            ```proto
+            string host_ip = 3;
+            ```
+        metadata:
+            ```proto
+            map<string, string> metadata = 4;
+            ```
+        phases:
+            ```proto
+            repeated hostagent.v1.Phase phases = 22;
+            ```
+    """
+
+    __slots__ = ("sandbox_id", "status", "host_ip", "metadata", "phases")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sandbox_id: str = "",
+            status: str = "",
+            host_ip: str = "",
+            metadata: dict[str, str] | None = None,
+            phases: list[Phase] | None = None,
+        ) -> None:
+            pass
+
+        sandbox_id: str
+        status: str
+        host_ip: str
+        metadata: dict[str, str]
+        phases: list[Phase]
+
+_CreateSnapshotRequestFields: TypeAlias = Literal["sandbox_id", "name", "team_id", "template_id", "build_id", "leave_paused"]
+
+class CreateSnapshotRequest(Message[_CreateSnapshotRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.CreateSnapshotRequest
+    ```
+
+    Attributes:
+        sandbox_id:
+            ```proto
+            string sandbox_id = 1;
+            ```
+        name:
+            ```proto
+            string name = 2;
+            ```
+        team_id:
+            ```proto
+            string team_id = 3;
+            ```
+        template_id:
+            ```proto
+            string template_id = 4;
+            ```
+        build_id:
+            Plain UUID that the new build gets, if one is made: a paused sandbox's build is kept as it is.
+
+            ```proto
+            string build_id = 20;
+            ```
+        leave_paused:
+            Pause the sandbox with this very build instead of letting it run on.
+
+            ```proto
+            bool leave_paused = 21;
+            ```
+    """
+
+    __slots__ = ("sandbox_id", "name", "team_id", "template_id", "build_id", "leave_paused")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sandbox_id: str = "",
+            name: str = "",
+            team_id: str = "",
+            template_id: str = "",
+            build_id: str = "",
+            leave_paused: bool = False,
+        ) -> None:
+            pass
+
+        sandbox_id: str
+        name: str
+        team_id: str
+        template_id: str
+        build_id: str
+        leave_paused: bool
+
+_CreateSnapshotResponseFields: TypeAlias = Literal["name", "size_bytes", "build"]
+
+class CreateSnapshotResponse(Message[_CreateSnapshotResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.CreateSnapshotResponse
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        size_bytes:
+            ```proto
+            int64 size_bytes = 2;
+            ```
+        build:
+            ```proto
+            optional hostagent.v1.Build build = 20;
+            ```
+    """
+
+    __slots__ = ("name", "size_bytes", "build")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            size_bytes: int = 0,
+            build: Build | None = None,
+        ) -> None:
+            pass
+
+        name: str
+        size_bytes: int
+        build: Build | None
+
+_DeleteSnapshotRequestFields: TypeAlias = Literal["name", "team_id", "template_id"]
+
+class DeleteSnapshotRequest(Message[_DeleteSnapshotRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.DeleteSnapshotRequest
+    ```
+
+    Attributes:
+        name:
+            ```proto
+            string name = 1;
+            ```
+        team_id:
+            ```proto
+            string team_id = 2;
+            ```
+        template_id:
+            ```proto
+            string template_id = 3;
+            ```
+    """
+
+    __slots__ = ("name", "team_id", "template_id")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str = "",
+            team_id: str = "",
+            template_id: str = "",
+        ) -> None:
+            pass
+
+        name: str
+        team_id: str
+        template_id: str
+
+_DeleteSnapshotResponseFields: TypeAlias = NoReturn
+
+class DeleteSnapshotResponse(Message[_DeleteSnapshotResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.DeleteSnapshotResponse
+    ```
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+        ) -> None:
+            pass
+
+_ForkSandboxRequestFields: TypeAlias = Literal["sandbox_id", "build_id", "children"]
+
+class ForkSandboxRequest(Message[_ForkSandboxRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.ForkSandboxRequest
+    ```
+
+    Attributes:
+        sandbox_id:
+            ```proto
+            string sandbox_id = 1;
+            ```
+        build_id:
+            ```proto
+            string build_id = 2;
+            ```
+        children:
+            One a child: ids, tokens, limits; template and shape follow from the source.
+
+            ```proto
+            repeated hostagent.v1.CreateSandboxRequest children = 3;
+            ```
+    """
+
+    __slots__ = ("sandbox_id", "build_id", "children")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sandbox_id: str = "",
+            build_id: str = "",
+            children: list[CreateSandboxRequest] | None = None,
+        ) -> None:
+            pass
+
+        sandbox_id: str
+        build_id: str
+        children: list[CreateSandboxRequest]
+
+_ForkSandboxResponseFields: TypeAlias = Literal["build", "children"]
+
+class ForkSandboxResponse(Message[_ForkSandboxResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.ForkSandboxResponse
+    ```
+
+    Attributes:
+        build:
+            ```proto
+            optional hostagent.v1.Build build = 1;
+            ```
+        children:
+            ```proto
+            repeated hostagent.v1.CreateSandboxResponse children = 2;
+            ```
+    """
+
+    __slots__ = ("build", "children")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            build: Build | None = None,
+            children: list[CreateSandboxResponse] | None = None,
+        ) -> None:
+            pass
+
+        build: Build | None
+        children: list[CreateSandboxResponse]
+
+_RollbackSandboxRequestFields: TypeAlias = Literal["sandbox_id", "build_id"]
+
+class RollbackSandboxRequest(Message[_RollbackSandboxRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.RollbackSandboxRequest
+    ```
+
+    Attributes:
+        sandbox_id:
+            ```proto
+            string sandbox_id = 1;
+            ```
+        build_id:
+            ```proto
+            string build_id = 2;
+            ```
+    """
+
+    __slots__ = ("sandbox_id", "build_id")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sandbox_id: str = "",
+            build_id: str = "",
+        ) -> None:
+            pass
+
+        sandbox_id: str
+        build_id: str
+
+_RollbackSandboxResponseFields: TypeAlias = Literal["host_ip", "phases"]
+
+class RollbackSandboxResponse(Message[_RollbackSandboxResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.RollbackSandboxResponse
+    ```
+
+    Attributes:
+        host_ip:
+            ```proto
+            string host_ip = 1;
+            ```
+        phases:
+            ```proto
+            repeated hostagent.v1.Phase phases = 22;
+            ```
+    """
+
+    __slots__ = ("host_ip", "phases")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            host_ip: str = "",
+            phases: list[Phase] | None = None,
+        ) -> None:
+            pass
+
+        host_ip: str
+        phases: list[Phase]
+
+_ListBuildsRequestFields: TypeAlias = NoReturn
+
+class ListBuildsRequest(Message[_ListBuildsRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.ListBuildsRequest
+    ```
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+        ) -> None:
+            pass
+
+_ListBuildsResponseFields: TypeAlias = Literal["builds"]
+
+class ListBuildsResponse(Message[_ListBuildsResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.ListBuildsResponse
+    ```
+
+    Attributes:
+        builds:
+            ```proto
+            repeated hostagent.v1.Build builds = 1;
+            ```
+    """
+
+    __slots__ = ("builds",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            builds: list[Build] | None = None,
+        ) -> None:
+            pass
+
+        builds: list[Build]
+
 _ListSandboxesRequestFields: TypeAlias = NoReturn
 
 class ListSandboxesRequest(Message[_ListSandboxesRequestFields]):
@@ -460,7 +1096,7 @@ class ListSandboxesResponse(Message[_ListSandboxesResponseFields]):
         sandboxes: list[SandboxInfo]
         auto_paused_sandbox_ids: list[str]
 
-_SandboxInfoFields: TypeAlias = Literal["sandbox_id", "status", "template", "vcpus", "memory_mb", "host_ip", "created_at_unix", "last_active_at_unix", "timeout_sec", "team_id", "template_id", "metadata", "reason", "reason_slug", "lifetime", "progress"]
+_SandboxInfoFields: TypeAlias = Literal["sandbox_id", "status", "template", "vcpus", "memory_mb", "host_ip", "created_at_unix", "last_active_at_unix", "timeout_sec", "team_id", "template_id", "metadata", "reason", "reason_slug", "lifetime", "progress", "build_id"]
 
 class SandboxInfo(Message[_SandboxInfoFields]):
     """
@@ -474,7 +1110,7 @@ class SandboxInfo(Message[_SandboxInfoFields]):
             string sandbox_id = 1;
             ```
         status:
-            starting, running, stopping or error: a name of core.lifecycle.State.
+            starting, running, pausing, paused, stopping or error: a name of core.lifecycle.State.
 
             ```proto
             string status = 2;
@@ -541,9 +1177,15 @@ class SandboxInfo(Message[_SandboxInfoFields]):
             ```proto
             string progress = 23;
             ```
+        build_id:
+            The newest durable build that is the sandbox's own: where a paused one is, and what one in error can resume from.
+
+            ```proto
+            string build_id = 24;
+            ```
     """
 
-    __slots__ = ("sandbox_id", "status", "template", "vcpus", "memory_mb", "host_ip", "created_at_unix", "last_active_at_unix", "timeout_sec", "team_id", "template_id", "metadata", "reason", "reason_slug", "lifetime", "progress")
+    __slots__ = ("sandbox_id", "status", "template", "vcpus", "memory_mb", "host_ip", "created_at_unix", "last_active_at_unix", "timeout_sec", "team_id", "template_id", "metadata", "reason", "reason_slug", "lifetime", "progress", "build_id")
 
     if TYPE_CHECKING:
 
@@ -566,6 +1208,7 @@ class SandboxInfo(Message[_SandboxInfoFields]):
             reason_slug: str = "",
             lifetime: Lifetime | None = None,
             progress: str = "",
+            build_id: str = "",
         ) -> None:
             pass
 
@@ -585,6 +1228,7 @@ class SandboxInfo(Message[_SandboxInfoFields]):
         reason_slug: str
         lifetime: Lifetime | None
         progress: str
+        build_id: str
 
 _PingSandboxRequestFields: TypeAlias = Literal["sandbox_id"]
 
@@ -1892,6 +2536,88 @@ class ConnectProcessRequest(Message[_ConnectProcessRequestFields]):
         sandbox_id: str
         selector: Oneof[Literal["pid"], int] | Oneof[Literal["tag"], str] | None
 
+_DrainRequestFields: TypeAlias = Literal["action", "limit_s"]
+
+class DrainRequest(Message[_DrainRequestFields]):
+    """
+    ```proto
+    message hostagent.v1.DrainRequest
+    ```
+
+    Attributes:
+        action:
+            Unspecified is pause.
+
+            ```proto
+            hostagent.v1.TimeoutAction action = 1;
+            ```
+        limit_s:
+            What could not be paused by then runs on; 0 = 60 s.
+
+            ```proto
+            uint32 limit_s = 2;
+            ```
+    """
+
+    __slots__ = ("action", "limit_s")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            action: TimeoutAction | None = None,
+            limit_s: int = 0,
+        ) -> None:
+            pass
+
+        action: TimeoutAction
+        limit_s: int
+
+_DrainResponseFields: TypeAlias = Literal["total", "done", "failed"]
+
+class DrainResponse(Message[_DrainResponseFields]):
+    """
+    ```proto
+    message hostagent.v1.DrainResponse
+    ```
+
+    Attributes:
+        total:
+            ```proto
+            uint32 total = 1;
+            ```
+        done:
+            Of these, how many are paused or destroyed.
+
+            ```proto
+            uint32 done = 2;
+            ```
+        failed:
+            How many could not be, and run on.
+
+            ```proto
+            uint32 failed = 3;
+            ```
+    """
+
+    __slots__ = ("total", "done", "failed")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            total: int = 0,
+            done: int = 0,
+            failed: int = 0,
+        ) -> None:
+            pass
+
+        total: int
+        done: int
+        failed: int
+
 _GetHostRequestFields: TypeAlias = NoReturn
 
 class GetHostRequest(Message[_GetHostRequestFields]):
@@ -2123,7 +2849,7 @@ class EgressMode(Enum):
 
 
 _DESC = file_desc(
-    b'\n\x1chostagent/v1/hostagent.proto\x12\x0chostagent.v1"C\n\tErrorInfo\x12\x12\n\x04slug\x18\x01 \x01(\tR\x04slug\x12"\n\rretry_after_s\x18\x02 \x01(\rR\x0bretryAfterS"y\n\rNetworkPolicy\x120\n\x06egress\x18\x01 \x01(\x0e2\x18.hostagent.v1.EgressModeR\x06egress\x12\x1b\n\tallow_out\x18\x02 \x03(\tR\x08allowOut\x12\x19\n\x08deny_out\x18\x03 \x03(\tR\x07denyOut"\xd6\x01\n\x08Lifetime\x12$\n\x0eidle_timeout_s\x18\x01 \x01(\x05R\x0cidleTimeoutS\x12<\n\x0bidle_action\x18\x02 \x01(\x0e2\x1b.hostagent.v1.TimeoutActionR\nidleAction\x12 \n\x0cends_at_unix\x18\x03 \x01(\x01R\nendsAtUnix\x12D\n\x0fdeadline_action\x18\x04 \x01(\x0e2\x1b.hostagent.v1.TimeoutActionR\x0edeadlineAction"\xef\x04\n\x14CreateSandboxRequest\x12\x1a\n\x08template\x18\x01 \x01(\tR\x08template\x12\x14\n\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x03 \x01(\x05R\x08memoryMb\x12\x1f\n\x0btimeout_sec\x18\x04 \x01(\x05R\ntimeoutSec\x12\x1d\n\nsandbox_id\x18\x05 \x01(\tR\tsandboxId\x12 \n\x0cdisk_size_mb\x18\x06 \x01(\x05R\ndiskSizeMb\x12\x17\n\x07team_id\x18\x07 \x01(\tR\x06teamId\x12\x1f\n\x0btemplate_id\x18\x08 \x01(\tR\ntemplateId\x12!\n\x0cdefault_user\x18\t \x01(\tR\x0bdefaultUser\x12S\n\x0bdefault_env\x18\n \x03(\x0b22.hostagent.v1.CreateSandboxRequest.DefaultEnvEntryR\ndefaultEnv\x122\n\x08lifetime\x18\x14 \x01(\x0b2\x16.hostagent.v1.LifetimeR\x08lifetime\x125\n\x07network\x18\x15 \x01(\x0b2\x1b.hostagent.v1.NetworkPolicyR\x07network\x12!\n\x0caccess_token\x18\x16 \x01(\tR\x0baccessToken\x12\'\n\x0fdefault_workdir\x18\x17 \x01(\tR\x0edefaultWorkdir\x1a=\n\x0fDefaultEnvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xd3\x02\n\x15CreateSandboxResponse\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x17\n\x07host_ip\x18\x03 \x01(\tR\x06hostIp\x12M\n\x08metadata\x18\x04 \x03(\x0b21.hostagent.v1.CreateSandboxResponse.MetadataEntryR\x08metadata\x12\x14\n\x05vcpus\x18\x14 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x15 \x01(\x05R\x08memoryMb\x12+\n\x06phases\x18\x16 \x03(\x0b2\x13.hostagent.v1.PhaseR\x06phases\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"+\n\x05Phase\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n\x02ms\x18\x02 \x01(\x01R\x02ms"6\n\x15DestroySandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId"\x18\n\x16DestroySandboxResponse"\x16\n\x14ListSandboxesRequest"\x87\x01\n\x15ListSandboxesResponse\x127\n\tsandboxes\x18\x01 \x03(\x0b2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x125\n\x17auto_paused_sandbox_ids\x18\x02 \x03(\tR\x14autoPausedSandboxIds"\xe9\x04\n\x0bSandboxInfo\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x1a\n\x08template\x18\x03 \x01(\tR\x08template\x12\x14\n\x05vcpus\x18\x04 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x05 \x01(\x05R\x08memoryMb\x12\x17\n\x07host_ip\x18\x06 \x01(\tR\x06hostIp\x12&\n\x0fcreated_at_unix\x18\x07 \x01(\x03R\rcreatedAtUnix\x12-\n\x13last_active_at_unix\x18\x08 \x01(\x03R\x10lastActiveAtUnix\x12\x1f\n\x0btimeout_sec\x18\t \x01(\x05R\ntimeoutSec\x12\x17\n\x07team_id\x18\n \x01(\tR\x06teamId\x12\x1f\n\x0btemplate_id\x18\x0b \x01(\tR\ntemplateId\x12C\n\x08metadata\x18\x0c \x03(\x0b2\'.hostagent.v1.SandboxInfo.MetadataEntryR\x08metadata\x12\x16\n\x06reason\x18\x14 \x01(\tR\x06reason\x12\x1f\n\x0breason_slug\x18\x15 \x01(\tR\nreasonSlug\x122\n\x08lifetime\x18\x16 \x01(\x0b2\x16.hostagent.v1.LifetimeR\x08lifetime\x12\x1a\n\x08progress\x18\x17 \x01(\tR\x08progress\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"3\n\x12PingSandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId"\x15\n\x13PingSandboxResponse"g\n\x12SetLifetimeRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x122\n\x08lifetime\x18\x02 \x01(\x0b2\x16.hostagent.v1.LifetimeR\x08lifetime"\x15\n\x13SetLifetimeResponse"\xa1\x02\n\x0bExecRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03cmd\x18\x02 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x03 \x03(\tR\x04args\x12\x1f\n\x0btimeout_sec\x18\x04 \x01(\x05R\ntimeoutSec\x127\n\x04envs\x18\x14 \x03(\x0b2#.hostagent.v1.ExecRequest.EnvsEntryR\x04envs\x12\x10\n\x03cwd\x18\x15 \x01(\tR\x03cwd\x12\x12\n\x04user\x18\x16 \x01(\tR\x04user\x12\x14\n\x05stdin\x18\x17 \x01(\x0cR\x05stdin\x1a7\n\tEnvsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x9b\x01\n\x0cExecResponse\x12\x16\n\x06stdout\x18\x01 \x01(\x0cR\x06stdout\x12\x16\n\x06stderr\x18\x02 \x01(\x0cR\x06stderr\x12\x1b\n\texit_code\x18\x03 \x01(\x05R\x08exitCode\x12 \n\x0binterrupted\x18\x14 \x01(\tR\x0binterrupted\x12\x1c\n\ttruncated\x18\x15 \x01(\x08R\ttruncated"N\n\x0eExecStreamData\x12\x18\n\x06stdout\x18\x01 \x01(\x0cH\x00R\x06stdout\x12\x18\n\x06stderr\x18\x02 \x01(\x0cH\x00R\x06stderrB\x08\n\x06output"#\n\x0fExecStreamStart\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid"B\n\rExecStreamEnd\x12\x1b\n\texit_code\x18\x01 \x01(\x05R\x08exitCode\x12\x14\n\x05error\x18\x02 \x01(\tR\x05error"\xb9\x01\n\x12ExecStreamResponse\x125\n\x05start\x18\x01 \x01(\x0b2\x1d.hostagent.v1.ExecStreamStartH\x00R\x05start\x122\n\x04data\x18\x02 \x01(\x0b2\x1c.hostagent.v1.ExecStreamDataH\x00R\x04data\x12/\n\x03end\x18\x03 \x01(\x0b2\x1b.hostagent.v1.ExecStreamEndH\x00R\x03endB\x07\n\x05event"s\n\x10WriteFileRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n\x07content\x18\x03 \x01(\x0cR\x07content\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user"\x13\n\x11WriteFileResponse"X\n\x0fReadFileRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user",\n\x10ReadFileResponse\x12\x18\n\x07content\x18\x01 \x01(\x0cR\x07content"\\\n\x13WriteFileStreamMeta\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user"t\n\x16WriteFileStreamRequest\x127\n\x04meta\x18\x01 \x01(\x0b2!.hostagent.v1.WriteFileStreamMetaH\x00R\x04meta\x12\x16\n\x05chunk\x18\x02 \x01(\x0cH\x00R\x05chunkB\t\n\x07content"\x19\n\x17WriteFileStreamResponse"^\n\x15ReadFileStreamRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user".\n\x16ReadFileStreamResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk"\xae\x02\n\x10PtyAttachRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x04 \x03(\tR\x04args\x12\x12\n\x04cols\x18\x05 \x01(\rR\x04cols\x12\x12\n\x04rows\x18\x06 \x01(\rR\x04rows\x12<\n\x04envs\x18\x07 \x03(\x0b2(.hostagent.v1.PtyAttachRequest.EnvsEntryR\x04envs\x12\x10\n\x03cwd\x18\x08 \x01(\tR\x03cwd\x12\x12\n\x04user\x18\t \x01(\tR\x04user\x1a7\n\tEnvsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"0\n\nPtyStarted\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag"\x1f\n\tPtyOutput\x12\x12\n\x04data\x18\x01 \x01(\x0cR\x04data">\n\tPtyExited\x12\x1b\n\texit_code\x18\x01 \x01(\x05R\x08exitCode\x12\x14\n\x05error\x18\x02 \x01(\tR\x05error"\xb8\x01\n\x11PtyAttachResponse\x124\n\x07started\x18\x01 \x01(\x0b2\x18.hostagent.v1.PtyStartedH\x00R\x07started\x121\n\x06output\x18\x02 \x01(\x0b2\x17.hostagent.v1.PtyOutputH\x00R\x06output\x121\n\x06exited\x18\x03 \x01(\x0b2\x17.hostagent.v1.PtyExitedH\x00R\x06exitedB\x07\n\x05event"Z\n\x13PtySendInputRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n\x04data\x18\x03 \x01(\x0cR\x04data"\x16\n\x14PtySendInputResponse"k\n\x10PtyResizeRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n\x04cols\x18\x03 \x01(\rR\x04cols\x12\x12\n\x04rows\x18\x04 \x01(\rR\x04rows"\x13\n\x11PtyResizeResponse"A\n\x0ePtyKillRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag"\x11\n\x0fPtyKillResponse"\x92\x02\n\x16StartBackgroundRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03cmd\x18\x02 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x03 \x03(\tR\x04args\x12\x10\n\x03tag\x18\x04 \x01(\tR\x03tag\x12B\n\x04envs\x18\x05 \x03(\x0b2..hostagent.v1.StartBackgroundRequest.EnvsEntryR\x04envs\x12\x10\n\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user\x1a7\n\tEnvsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"=\n\x17StartBackgroundResponse\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag"5\n\x14ListProcessesRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId"X\n\x0cProcessEntry\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x04 \x03(\tR\x04args"Q\n\x15ListProcessesResponse\x128\n\tprocesses\x18\x01 \x03(\x0b2\x1a.hostagent.v1.ProcessEntryR\tprocesses"\x7f\n\x12KillProcessRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x03pid\x18\x02 \x01(\rH\x00R\x03pid\x12\x12\n\x03tag\x18\x03 \x01(\tH\x00R\x03tag\x12\x16\n\x06signal\x18\x04 \x01(\tR\x06signalB\n\n\x08selector"\x15\n\x13KillProcessResponse"j\n\x15ConnectProcessRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x03pid\x18\x02 \x01(\rH\x00R\x03pid\x12\x12\n\x03tag\x18\x03 \x01(\tH\x00R\x03tagB\n\n\x08selector"\x10\n\x0eGetHostRequest"\xc1\x03\n\x0fGetHostResponse\x12\x16\n\x06driver\x18\x01 \x01(\tR\x06driver\x12 \n\x0baccelerated\x18\x02 \x01(\x08R\x0baccelerated\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x1b\n\tcpu_cores\x18\x04 \x01(\x05R\x08cpuCores\x12\x1b\n\tmemory_mb\x18\x05 \x01(\x03R\x08memoryMb\x12\x17\n\x07disk_mb\x18\x06 \x01(\x03R\x06diskMb\x12\x18\n\x07version\x18\x07 \x01(\tR\x07version\x128\n\ttemplates\x18\x08 \x03(\x0b2\x1a.hostagent.v1.BaseTemplateR\ttemplates\x12\x18\n\x07running\x18\t \x01(\x05R\x07running\x12.\n\x13memory_available_mb\x18\n \x01(\x03R\x11memoryAvailableMb\x12 \n\x0cdisk_free_mb\x18\x0b \x01(\x03R\ndiskFreeMb\x12!\n\x0cvcpu_choices\x18\x0c \x03(\x05R\x0bvcpuChoices\x12*\n\x11memory_mb_choices\x18\r \x03(\x05R\x0fmemoryMbChoices"\x85\x01\n\x0cBaseTemplate\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x03 \x01(\x05R\x08memoryMb\x12\x16\n\x06status\x18\x04 \x01(\tR\x06status\x12\x16\n\x06detail\x18\x05 \x01(\tR\x06detail*b\n\rTimeoutAction\x12\x1e\n\x1aTIMEOUT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13TIMEOUT_ACTION_KILL\x10\x01\x12\x18\n\x14TIMEOUT_ACTION_PAUSE\x10\x02*s\n\nEgressMode\x12\x1b\n\x17EGRESS_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10EGRESS_MODE_OPEN\x10\x01\x12\x16\n\x12EGRESS_MODE_CLOSED\x10\x02\x12\x1a\n\x16EGRESS_MODE_ALLOW_LIST\x10\x032\x9f\r\n\x10HostAgentService\x12X\n\rCreateSandbox\x12".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12[\n\x0eDestroySandbox\x12#.hostagent.v1.DestroySandboxRequest\x1a$.hostagent.v1.DestroySandboxResponse\x12X\n\rListSandboxes\x12".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12R\n\x0bPingSandbox\x12 .hostagent.v1.PingSandboxRequest\x1a!.hostagent.v1.PingSandboxResponse\x12R\n\x0bSetLifetime\x12 .hostagent.v1.SetLifetimeRequest\x1a!.hostagent.v1.SetLifetimeResponse\x12=\n\x04Exec\x12\x19.hostagent.v1.ExecRequest\x1a\x1a.hostagent.v1.ExecResponse\x12K\n\nExecStream\x12\x19.hostagent.v1.ExecRequest\x1a .hostagent.v1.ExecStreamResponse0\x01\x12L\n\tWriteFile\x12\x1e.hostagent.v1.WriteFileRequest\x1a\x1f.hostagent.v1.WriteFileResponse\x12I\n\x08ReadFile\x12\x1d.hostagent.v1.ReadFileRequest\x1a\x1e.hostagent.v1.ReadFileResponse\x12`\n\x0fWriteFileStream\x12$.hostagent.v1.WriteFileStreamRequest\x1a%.hostagent.v1.WriteFileStreamResponse(\x01\x12]\n\x0eReadFileStream\x12#.hostagent.v1.ReadFileStreamRequest\x1a$.hostagent.v1.ReadFileStreamResponse0\x01\x12N\n\tPtyAttach\x12\x1e.hostagent.v1.PtyAttachRequest\x1a\x1f.hostagent.v1.PtyAttachResponse0\x01\x12U\n\x0cPtySendInput\x12!.hostagent.v1.PtySendInputRequest\x1a".hostagent.v1.PtySendInputResponse\x12L\n\tPtyResize\x12\x1e.hostagent.v1.PtyResizeRequest\x1a\x1f.hostagent.v1.PtyResizeResponse\x12F\n\x07PtyKill\x12\x1c.hostagent.v1.PtyKillRequest\x1a\x1d.hostagent.v1.PtyKillResponse\x12^\n\x0fStartBackground\x12$.hostagent.v1.StartBackgroundRequest\x1a%.hostagent.v1.StartBackgroundResponse\x12X\n\rListProcesses\x12".hostagent.v1.ListProcessesRequest\x1a#.hostagent.v1.ListProcessesResponse\x12R\n\x0bKillProcess\x12 .hostagent.v1.KillProcessRequest\x1a!.hostagent.v1.KillProcessResponse\x12Y\n\x0eConnectProcess\x12#.hostagent.v1.ConnectProcessRequest\x1a .hostagent.v1.ExecStreamResponse0\x01\x12F\n\x07GetHost\x12\x1c.hostagent.v1.GetHostRequest\x1a\x1d.hostagent.v1.GetHostResponseb\x06proto3',
+    b'\n\x1chostagent/v1/hostagent.proto\x12\x0chostagent.v1"C\n\tErrorInfo\x12\x12\n\x04slug\x18\x01 \x01(\tR\x04slug\x12"\n\rretry_after_s\x18\x02 \x01(\rR\x0bretryAfterS"y\n\rNetworkPolicy\x120\n\x06egress\x18\x01 \x01(\x0e2\x18.hostagent.v1.EgressModeR\x06egress\x12\x1b\n\tallow_out\x18\x02 \x03(\tR\x08allowOut\x12\x19\n\x08deny_out\x18\x03 \x03(\tR\x07denyOut"\xd6\x01\n\x08Lifetime\x12$\n\x0eidle_timeout_s\x18\x01 \x01(\x05R\x0cidleTimeoutS\x12<\n\x0bidle_action\x18\x02 \x01(\x0e2\x1b.hostagent.v1.TimeoutActionR\nidleAction\x12 \n\x0cends_at_unix\x18\x03 \x01(\x01R\nendsAtUnix\x12D\n\x0fdeadline_action\x18\x04 \x01(\x0e2\x1b.hostagent.v1.TimeoutActionR\x0edeadlineAction"\x8a\x05\n\x14CreateSandboxRequest\x12\x1a\n\x08template\x18\x01 \x01(\tR\x08template\x12\x14\n\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x03 \x01(\x05R\x08memoryMb\x12\x1f\n\x0btimeout_sec\x18\x04 \x01(\x05R\ntimeoutSec\x12\x1d\n\nsandbox_id\x18\x05 \x01(\tR\tsandboxId\x12 \n\x0cdisk_size_mb\x18\x06 \x01(\x05R\ndiskSizeMb\x12\x17\n\x07team_id\x18\x07 \x01(\tR\x06teamId\x12\x1f\n\x0btemplate_id\x18\x08 \x01(\tR\ntemplateId\x12!\n\x0cdefault_user\x18\t \x01(\tR\x0bdefaultUser\x12S\n\x0bdefault_env\x18\n \x03(\x0b22.hostagent.v1.CreateSandboxRequest.DefaultEnvEntryR\ndefaultEnv\x122\n\x08lifetime\x18\x14 \x01(\x0b2\x16.hostagent.v1.LifetimeR\x08lifetime\x125\n\x07network\x18\x15 \x01(\x0b2\x1b.hostagent.v1.NetworkPolicyR\x07network\x12!\n\x0caccess_token\x18\x16 \x01(\tR\x0baccessToken\x12\'\n\x0fdefault_workdir\x18\x17 \x01(\tR\x0edefaultWorkdir\x12\x19\n\x08build_id\x18\x18 \x01(\tR\x07buildId\x1a=\n\x0fDefaultEnvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xd3\x02\n\x15CreateSandboxResponse\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x17\n\x07host_ip\x18\x03 \x01(\tR\x06hostIp\x12M\n\x08metadata\x18\x04 \x03(\x0b21.hostagent.v1.CreateSandboxResponse.MetadataEntryR\x08metadata\x12\x14\n\x05vcpus\x18\x14 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x15 \x01(\x05R\x08memoryMb\x12+\n\x06phases\x18\x16 \x03(\x0b2\x13.hostagent.v1.PhaseR\x06phases\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"+\n\x05Phase\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n\x02ms\x18\x02 \x01(\x01R\x02ms"6\n\x15DestroySandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId"\x18\n\x16DestroySandboxResponse"\xd1\x02\n\x05Build\x12\x19\n\x08build_id\x18\x01 \x01(\tR\x07buildId\x12\x1b\n\tparent_id\x18\x02 \x01(\tR\x08parentId\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12&\n\x0fcreated_at_unix\x18\x04 \x01(\x01R\rcreatedAtUnix\x12\x14\n\x05vcpus\x18\x05 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x06 \x01(\x05R\x08memoryMb\x12\x1d\n\nsandbox_id\x18\x07 \x01(\tR\tsandboxId\x12\x18\n\x07holders\x18\x08 \x03(\tR\x07holders\x12\x1d\n\nstopped_ms\x18\t \x01(\x01R\tstoppedMs\x12\x1f\n\x0bcaptured_ms\x18\n \x01(\x01R\ncapturedMs\x12\x1d\n\ndurable_ms\x18\x0b \x01(\x01R\tdurableMs"O\n\x13PauseSandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x19\n\x08build_id\x18\x14 \x01(\tR\x07buildId"A\n\x14PauseSandboxResponse\x12)\n\x05build\x18\x14 \x01(\x0b2\x13.hostagent.v1.BuildR\x05build"\xf2\x02\n\x14ResumeSandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n\x0btimeout_sec\x18\x02 \x01(\x05R\ntimeoutSec\x12!\n\x0cdefault_user\x18\x03 \x01(\tR\x0bdefaultUser\x12S\n\x0bdefault_env\x18\x04 \x03(\x0b22.hostagent.v1.ResumeSandboxRequest.DefaultEnvEntryR\ndefaultEnv\x12%\n\x0ekernel_version\x18\x05 \x01(\tR\rkernelVersion\x12<\n\x07sandbox\x18\x14 \x01(\x0b2".hostagent.v1.CreateSandboxRequestR\x07sandbox\x1a=\n\x0fDefaultEnvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xa0\x02\n\x15ResumeSandboxResponse\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x17\n\x07host_ip\x18\x03 \x01(\tR\x06hostIp\x12M\n\x08metadata\x18\x04 \x03(\x0b21.hostagent.v1.ResumeSandboxResponse.MetadataEntryR\x08metadata\x12+\n\x06phases\x18\x16 \x03(\x0b2\x13.hostagent.v1.PhaseR\x06phases\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xc2\x01\n\x15CreateSnapshotRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n\x07team_id\x18\x03 \x01(\tR\x06teamId\x12\x1f\n\x0btemplate_id\x18\x04 \x01(\tR\ntemplateId\x12\x19\n\x08build_id\x18\x14 \x01(\tR\x07buildId\x12!\n\x0cleave_paused\x18\x15 \x01(\x08R\x0bleavePaused"v\n\x16CreateSnapshotResponse\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12)\n\x05build\x18\x14 \x01(\x0b2\x13.hostagent.v1.BuildR\x05build"e\n\x15DeleteSnapshotRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n\x07team_id\x18\x02 \x01(\tR\x06teamId\x12\x1f\n\x0btemplate_id\x18\x03 \x01(\tR\ntemplateId"\x18\n\x16DeleteSnapshotResponse"\x8e\x01\n\x12ForkSandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x19\n\x08build_id\x18\x02 \x01(\tR\x07buildId\x12>\n\x08children\x18\x03 \x03(\x0b2".hostagent.v1.CreateSandboxRequestR\x08children"\x81\x01\n\x13ForkSandboxResponse\x12)\n\x05build\x18\x01 \x01(\x0b2\x13.hostagent.v1.BuildR\x05build\x12?\n\x08children\x18\x02 \x03(\x0b2#.hostagent.v1.CreateSandboxResponseR\x08children"R\n\x16RollbackSandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x19\n\x08build_id\x18\x02 \x01(\tR\x07buildId"_\n\x17RollbackSandboxResponse\x12\x17\n\x07host_ip\x18\x01 \x01(\tR\x06hostIp\x12+\n\x06phases\x18\x16 \x03(\x0b2\x13.hostagent.v1.PhaseR\x06phases"\x13\n\x11ListBuildsRequest"A\n\x12ListBuildsResponse\x12+\n\x06builds\x18\x01 \x03(\x0b2\x13.hostagent.v1.BuildR\x06builds"\x16\n\x14ListSandboxesRequest"\x87\x01\n\x15ListSandboxesResponse\x127\n\tsandboxes\x18\x01 \x03(\x0b2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x125\n\x17auto_paused_sandbox_ids\x18\x02 \x03(\tR\x14autoPausedSandboxIds"\x84\x05\n\x0bSandboxInfo\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x1a\n\x08template\x18\x03 \x01(\tR\x08template\x12\x14\n\x05vcpus\x18\x04 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x05 \x01(\x05R\x08memoryMb\x12\x17\n\x07host_ip\x18\x06 \x01(\tR\x06hostIp\x12&\n\x0fcreated_at_unix\x18\x07 \x01(\x03R\rcreatedAtUnix\x12-\n\x13last_active_at_unix\x18\x08 \x01(\x03R\x10lastActiveAtUnix\x12\x1f\n\x0btimeout_sec\x18\t \x01(\x05R\ntimeoutSec\x12\x17\n\x07team_id\x18\n \x01(\tR\x06teamId\x12\x1f\n\x0btemplate_id\x18\x0b \x01(\tR\ntemplateId\x12C\n\x08metadata\x18\x0c \x03(\x0b2\'.hostagent.v1.SandboxInfo.MetadataEntryR\x08metadata\x12\x16\n\x06reason\x18\x14 \x01(\tR\x06reason\x12\x1f\n\x0breason_slug\x18\x15 \x01(\tR\nreasonSlug\x122\n\x08lifetime\x18\x16 \x01(\x0b2\x16.hostagent.v1.LifetimeR\x08lifetime\x12\x1a\n\x08progress\x18\x17 \x01(\tR\x08progress\x12\x19\n\x08build_id\x18\x18 \x01(\tR\x07buildId\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"3\n\x12PingSandboxRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId"\x15\n\x13PingSandboxResponse"g\n\x12SetLifetimeRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x122\n\x08lifetime\x18\x02 \x01(\x0b2\x16.hostagent.v1.LifetimeR\x08lifetime"\x15\n\x13SetLifetimeResponse"\xa1\x02\n\x0bExecRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03cmd\x18\x02 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x03 \x03(\tR\x04args\x12\x1f\n\x0btimeout_sec\x18\x04 \x01(\x05R\ntimeoutSec\x127\n\x04envs\x18\x14 \x03(\x0b2#.hostagent.v1.ExecRequest.EnvsEntryR\x04envs\x12\x10\n\x03cwd\x18\x15 \x01(\tR\x03cwd\x12\x12\n\x04user\x18\x16 \x01(\tR\x04user\x12\x14\n\x05stdin\x18\x17 \x01(\x0cR\x05stdin\x1a7\n\tEnvsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x9b\x01\n\x0cExecResponse\x12\x16\n\x06stdout\x18\x01 \x01(\x0cR\x06stdout\x12\x16\n\x06stderr\x18\x02 \x01(\x0cR\x06stderr\x12\x1b\n\texit_code\x18\x03 \x01(\x05R\x08exitCode\x12 \n\x0binterrupted\x18\x14 \x01(\tR\x0binterrupted\x12\x1c\n\ttruncated\x18\x15 \x01(\x08R\ttruncated"N\n\x0eExecStreamData\x12\x18\n\x06stdout\x18\x01 \x01(\x0cH\x00R\x06stdout\x12\x18\n\x06stderr\x18\x02 \x01(\x0cH\x00R\x06stderrB\x08\n\x06output"#\n\x0fExecStreamStart\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid"B\n\rExecStreamEnd\x12\x1b\n\texit_code\x18\x01 \x01(\x05R\x08exitCode\x12\x14\n\x05error\x18\x02 \x01(\tR\x05error"\xb9\x01\n\x12ExecStreamResponse\x125\n\x05start\x18\x01 \x01(\x0b2\x1d.hostagent.v1.ExecStreamStartH\x00R\x05start\x122\n\x04data\x18\x02 \x01(\x0b2\x1c.hostagent.v1.ExecStreamDataH\x00R\x04data\x12/\n\x03end\x18\x03 \x01(\x0b2\x1b.hostagent.v1.ExecStreamEndH\x00R\x03endB\x07\n\x05event"s\n\x10WriteFileRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n\x07content\x18\x03 \x01(\x0cR\x07content\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user"\x13\n\x11WriteFileResponse"X\n\x0fReadFileRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user",\n\x10ReadFileResponse\x12\x18\n\x07content\x18\x01 \x01(\x0cR\x07content"\\\n\x13WriteFileStreamMeta\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user"t\n\x16WriteFileStreamRequest\x127\n\x04meta\x18\x01 \x01(\x0b2!.hostagent.v1.WriteFileStreamMetaH\x00R\x04meta\x12\x16\n\x05chunk\x18\x02 \x01(\x0cH\x00R\x05chunkB\t\n\x07content"\x19\n\x17WriteFileStreamResponse"^\n\x15ReadFileStreamRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user".\n\x16ReadFileStreamResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk"\xae\x02\n\x10PtyAttachRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x04 \x03(\tR\x04args\x12\x12\n\x04cols\x18\x05 \x01(\rR\x04cols\x12\x12\n\x04rows\x18\x06 \x01(\rR\x04rows\x12<\n\x04envs\x18\x07 \x03(\x0b2(.hostagent.v1.PtyAttachRequest.EnvsEntryR\x04envs\x12\x10\n\x03cwd\x18\x08 \x01(\tR\x03cwd\x12\x12\n\x04user\x18\t \x01(\tR\x04user\x1a7\n\tEnvsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"0\n\nPtyStarted\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag"\x1f\n\tPtyOutput\x12\x12\n\x04data\x18\x01 \x01(\x0cR\x04data">\n\tPtyExited\x12\x1b\n\texit_code\x18\x01 \x01(\x05R\x08exitCode\x12\x14\n\x05error\x18\x02 \x01(\tR\x05error"\xb8\x01\n\x11PtyAttachResponse\x124\n\x07started\x18\x01 \x01(\x0b2\x18.hostagent.v1.PtyStartedH\x00R\x07started\x121\n\x06output\x18\x02 \x01(\x0b2\x17.hostagent.v1.PtyOutputH\x00R\x06output\x121\n\x06exited\x18\x03 \x01(\x0b2\x17.hostagent.v1.PtyExitedH\x00R\x06exitedB\x07\n\x05event"Z\n\x13PtySendInputRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n\x04data\x18\x03 \x01(\x0cR\x04data"\x16\n\x14PtySendInputResponse"k\n\x10PtyResizeRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n\x04cols\x18\x03 \x01(\rR\x04cols\x12\x12\n\x04rows\x18\x04 \x01(\rR\x04rows"\x13\n\x11PtyResizeResponse"A\n\x0ePtyKillRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag"\x11\n\x0fPtyKillResponse"\x92\x02\n\x16StartBackgroundRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n\x03cmd\x18\x02 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x03 \x03(\tR\x04args\x12\x10\n\x03tag\x18\x04 \x01(\tR\x03tag\x12B\n\x04envs\x18\x05 \x03(\x0b2..hostagent.v1.StartBackgroundRequest.EnvsEntryR\x04envs\x12\x10\n\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n\x04user\x18\x14 \x01(\tR\x04user\x1a7\n\tEnvsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"=\n\x17StartBackgroundResponse\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag"5\n\x14ListProcessesRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId"X\n\x0cProcessEntry\x12\x10\n\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n\x04args\x18\x04 \x03(\tR\x04args"Q\n\x15ListProcessesResponse\x128\n\tprocesses\x18\x01 \x03(\x0b2\x1a.hostagent.v1.ProcessEntryR\tprocesses"\x7f\n\x12KillProcessRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x03pid\x18\x02 \x01(\rH\x00R\x03pid\x12\x12\n\x03tag\x18\x03 \x01(\tH\x00R\x03tag\x12\x16\n\x06signal\x18\x04 \x01(\tR\x06signalB\n\n\x08selector"\x15\n\x13KillProcessResponse"j\n\x15ConnectProcessRequest\x12\x1d\n\nsandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n\x03pid\x18\x02 \x01(\rH\x00R\x03pid\x12\x12\n\x03tag\x18\x03 \x01(\tH\x00R\x03tagB\n\n\x08selector"\\\n\x0cDrainRequest\x123\n\x06action\x18\x01 \x01(\x0e2\x1b.hostagent.v1.TimeoutActionR\x06action\x12\x17\n\x07limit_s\x18\x02 \x01(\rR\x06limitS"Q\n\rDrainResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x12\n\x04done\x18\x02 \x01(\rR\x04done\x12\x16\n\x06failed\x18\x03 \x01(\rR\x06failed"\x10\n\x0eGetHostRequest"\xc1\x03\n\x0fGetHostResponse\x12\x16\n\x06driver\x18\x01 \x01(\tR\x06driver\x12 \n\x0baccelerated\x18\x02 \x01(\x08R\x0baccelerated\x12\x12\n\x04arch\x18\x03 \x01(\tR\x04arch\x12\x1b\n\tcpu_cores\x18\x04 \x01(\x05R\x08cpuCores\x12\x1b\n\tmemory_mb\x18\x05 \x01(\x03R\x08memoryMb\x12\x17\n\x07disk_mb\x18\x06 \x01(\x03R\x06diskMb\x12\x18\n\x07version\x18\x07 \x01(\tR\x07version\x128\n\ttemplates\x18\x08 \x03(\x0b2\x1a.hostagent.v1.BaseTemplateR\ttemplates\x12\x18\n\x07running\x18\t \x01(\x05R\x07running\x12.\n\x13memory_available_mb\x18\n \x01(\x03R\x11memoryAvailableMb\x12 \n\x0cdisk_free_mb\x18\x0b \x01(\x03R\ndiskFreeMb\x12!\n\x0cvcpu_choices\x18\x0c \x03(\x05R\x0bvcpuChoices\x12*\n\x11memory_mb_choices\x18\r \x03(\x05R\x0fmemoryMbChoices"\x85\x01\n\x0cBaseTemplate\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12\x1b\n\tmemory_mb\x18\x03 \x01(\x05R\x08memoryMb\x12\x16\n\x06status\x18\x04 \x01(\tR\x06status\x12\x16\n\x06detail\x18\x05 \x01(\tR\x06detail*b\n\rTimeoutAction\x12\x1e\n\x1aTIMEOUT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13TIMEOUT_ACTION_KILL\x10\x01\x12\x18\n\x14TIMEOUT_ACTION_PAUSE\x10\x02*s\n\nEgressMode\x12\x1b\n\x17EGRESS_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10EGRESS_MODE_OPEN\x10\x01\x12\x16\n\x12EGRESS_MODE_CLOSED\x10\x02\x12\x1a\n\x16EGRESS_MODE_ALLOW_LIST\x10\x032\xd3\x12\n\x10HostAgentService\x12X\n\rCreateSandbox\x12".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12[\n\x0eDestroySandbox\x12#.hostagent.v1.DestroySandboxRequest\x1a$.hostagent.v1.DestroySandboxResponse\x12X\n\rListSandboxes\x12".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12R\n\x0bPingSandbox\x12 .hostagent.v1.PingSandboxRequest\x1a!.hostagent.v1.PingSandboxResponse\x12R\n\x0bSetLifetime\x12 .hostagent.v1.SetLifetimeRequest\x1a!.hostagent.v1.SetLifetimeResponse\x12U\n\x0cPauseSandbox\x12!.hostagent.v1.PauseSandboxRequest\x1a".hostagent.v1.PauseSandboxResponse\x12X\n\rResumeSandbox\x12".hostagent.v1.ResumeSandboxRequest\x1a#.hostagent.v1.ResumeSandboxResponse\x12[\n\x0eCreateSnapshot\x12#.hostagent.v1.CreateSnapshotRequest\x1a$.hostagent.v1.CreateSnapshotResponse\x12[\n\x0eDeleteSnapshot\x12#.hostagent.v1.DeleteSnapshotRequest\x1a$.hostagent.v1.DeleteSnapshotResponse\x12R\n\x0bForkSandbox\x12 .hostagent.v1.ForkSandboxRequest\x1a!.hostagent.v1.ForkSandboxResponse\x12^\n\x0fRollbackSandbox\x12$.hostagent.v1.RollbackSandboxRequest\x1a%.hostagent.v1.RollbackSandboxResponse\x12O\n\nListBuilds\x12\x1f.hostagent.v1.ListBuildsRequest\x1a .hostagent.v1.ListBuildsResponse\x12=\n\x04Exec\x12\x19.hostagent.v1.ExecRequest\x1a\x1a.hostagent.v1.ExecResponse\x12K\n\nExecStream\x12\x19.hostagent.v1.ExecRequest\x1a .hostagent.v1.ExecStreamResponse0\x01\x12L\n\tWriteFile\x12\x1e.hostagent.v1.WriteFileRequest\x1a\x1f.hostagent.v1.WriteFileResponse\x12I\n\x08ReadFile\x12\x1d.hostagent.v1.ReadFileRequest\x1a\x1e.hostagent.v1.ReadFileResponse\x12`\n\x0fWriteFileStream\x12$.hostagent.v1.WriteFileStreamRequest\x1a%.hostagent.v1.WriteFileStreamResponse(\x01\x12]\n\x0eReadFileStream\x12#.hostagent.v1.ReadFileStreamRequest\x1a$.hostagent.v1.ReadFileStreamResponse0\x01\x12N\n\tPtyAttach\x12\x1e.hostagent.v1.PtyAttachRequest\x1a\x1f.hostagent.v1.PtyAttachResponse0\x01\x12U\n\x0cPtySendInput\x12!.hostagent.v1.PtySendInputRequest\x1a".hostagent.v1.PtySendInputResponse\x12L\n\tPtyResize\x12\x1e.hostagent.v1.PtyResizeRequest\x1a\x1f.hostagent.v1.PtyResizeResponse\x12F\n\x07PtyKill\x12\x1c.hostagent.v1.PtyKillRequest\x1a\x1d.hostagent.v1.PtyKillResponse\x12^\n\x0fStartBackground\x12$.hostagent.v1.StartBackgroundRequest\x1a%.hostagent.v1.StartBackgroundResponse\x12X\n\rListProcesses\x12".hostagent.v1.ListProcessesRequest\x1a#.hostagent.v1.ListProcessesResponse\x12R\n\x0bKillProcess\x12 .hostagent.v1.KillProcessRequest\x1a!.hostagent.v1.KillProcessResponse\x12Y\n\x0eConnectProcess\x12#.hostagent.v1.ConnectProcessRequest\x1a .hostagent.v1.ExecStreamResponse0\x01\x12B\n\x05Drain\x12\x1a.hostagent.v1.DrainRequest\x1a\x1b.hostagent.v1.DrainResponse0\x01\x12F\n\x07GetHost\x12\x1c.hostagent.v1.GetHostRequest\x1a\x1d.hostagent.v1.GetHostResponseb\x06proto3',
     [],
     {
         "ErrorInfo": ErrorInfo,
@@ -2134,6 +2860,21 @@ _DESC = file_desc(
         "Phase": Phase,
         "DestroySandboxRequest": DestroySandboxRequest,
         "DestroySandboxResponse": DestroySandboxResponse,
+        "Build": Build,
+        "PauseSandboxRequest": PauseSandboxRequest,
+        "PauseSandboxResponse": PauseSandboxResponse,
+        "ResumeSandboxRequest": ResumeSandboxRequest,
+        "ResumeSandboxResponse": ResumeSandboxResponse,
+        "CreateSnapshotRequest": CreateSnapshotRequest,
+        "CreateSnapshotResponse": CreateSnapshotResponse,
+        "DeleteSnapshotRequest": DeleteSnapshotRequest,
+        "DeleteSnapshotResponse": DeleteSnapshotResponse,
+        "ForkSandboxRequest": ForkSandboxRequest,
+        "ForkSandboxResponse": ForkSandboxResponse,
+        "RollbackSandboxRequest": RollbackSandboxRequest,
+        "RollbackSandboxResponse": RollbackSandboxResponse,
+        "ListBuildsRequest": ListBuildsRequest,
+        "ListBuildsResponse": ListBuildsResponse,
         "ListSandboxesRequest": ListSandboxesRequest,
         "ListSandboxesResponse": ListSandboxesResponse,
         "SandboxInfo": SandboxInfo,
@@ -2175,6 +2916,8 @@ _DESC = file_desc(
         "KillProcessRequest": KillProcessRequest,
         "KillProcessResponse": KillProcessResponse,
         "ConnectProcessRequest": ConnectProcessRequest,
+        "DrainRequest": DrainRequest,
+        "DrainResponse": DrainResponse,
         "GetHostRequest": GetHostRequest,
         "GetHostResponse": GetHostResponse,
         "BaseTemplate": BaseTemplate,
