@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -60,38 +60,47 @@ _BACKLOG = 1024
 _GRACE_S = 3
 _TAKE_OVER_AGAIN_S = 5.0
 #: A supervisor that dies is told to us once for each of our threads (PR_SET_PDEATHSIG, prctl(2)): that is one signal.
-_SAME_SIGNAL_S = 1.0
+SAME_SIGNAL_S = 1.0
+
+
+@dataclass(slots=True)
+class Orders:
+    """What the signals ask for: first to ``stop``; and again, to be ``gone`` at once."""
+
+    stop: asyncio.Event
+    gone: Callable[[], object]
+    _same_until_s: float = 0.0
+
+    def heard(self, now_s: float) -> None:
+        """A signal came at ``now_s``, in the seconds of the loop's clock."""
+        if not self.stop.is_set():
+            self._same_until_s = now_s + SAME_SIGNAL_S
+            self.stop.set()
+        elif now_s > self._same_until_s:
+            self.gone()
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. A second one cuts the way out short, and so ends the machines that still run."""
-    stop = asyncio.Event()
+    """Serve until SIGTERM or SIGINT. Another one cuts the way out short, and spares the machines that run, too."""
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
-        serving = group.create_task(_serve(settings, stop))
-        patience_ends_s = float("inf")
-
-        def on_signal() -> None:
-            nonlocal patience_ends_s
-            if loop.time() > patience_ends_s:
-                serving.cancel()
-            elif not stop.is_set():
-                patience_ends_s = loop.time() + _SAME_SIGNAL_S
-                stop.set()
-
+        orders = Orders(asyncio.Event(), lambda: None)
+        serving = group.create_task(_serve(settings, orders))
+        orders.gone = serving.cancel
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
+            loop.add_signal_handler(number, lambda: orders.heard(loop.time()))
 
 
-async def _serve(settings: Settings, stop: asyncio.Event) -> None:
+async def _serve(settings: Settings, orders: Orders) -> None:
     token = read_token(settings.token_file)
     with sole_user_of(settings.data_dir), listening(*settings.address) as listener:
         async with open_platform(settings) as platform, asyncio.TaskGroup() as group:
+            orders.gone = partial(os._exit, 1)  # from here on a cancel would end machines
             parts = assemble(settings, platform, token, group)
             server = _Server(parts.app)
             serving = group.create_task(server.serve(sockets=[listener]))
             chores = [group.create_task(_chores(settings, platform, parts)), group.create_task(parts.builds.work())]
-            ending = group.create_task(stop.wait())
+            ending = group.create_task(orders.stop.wait())
             with ready_file(settings, listener, platform):
                 log.info("host agent serves", driver=wire.driver_name(platform.driver.capabilities))
                 await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)

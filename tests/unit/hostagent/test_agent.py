@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from wrenn_sandbox.core.errors import Conflict, Invalid
-from wrenn_sandbox.hostagent.agent import read_token, sole_user_of
+from wrenn_sandbox.hostagent.agent import SAME_SIGNAL_S, Orders, read_token, sole_user_of
 
 
 def test_a_token_is_read_without_its_line_end(tmp_path: Path) -> None:
@@ -30,3 +31,13 @@ def test_a_data_directory_has_one_user(tmp_path: Path) -> None:
         assert taken.value.slug == "data_dir_in_use"
     with sole_user_of(tmp_path / "d"):
         pass
+
+
+def test_a_burst_of_signals_is_one_and_only_a_later_one_is_impatience() -> None:
+    gone: list[bool] = []
+    orders = Orders(asyncio.Event(), lambda: gone.append(True))
+    for now_s in (10.0, 10.0, 10.0 + SAME_SIGNAL_S):
+        orders.heard(now_s)
+        assert orders.stop.is_set() and gone == []
+    orders.heard(10.1 + SAME_SIGNAL_S)
+    assert gone == [True]
