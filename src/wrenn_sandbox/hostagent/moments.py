@@ -104,8 +104,8 @@ class Moments:
         lifecycle.require(source.state, Action.FORK)
         host.capacity.require_disk()
         with host.capacity.reserved_together([source.request.spec.shape] * len(wanted)) as reservations:
-            if source.state is State.PAUSED and source.build_id is not None:
-                kept = Kept(await self._get(source.build_id))
+            if source.build_id is not None and (source.state is State.PAUSED or source.build_id == build_id):
+                kept = Kept(await self._get(source.build_id))  # in it already; or an earlier call got this far
             else:
                 kept = await source.ask(Operation(Action.FORK, build_id)).settled()
             made = kept.build.id
