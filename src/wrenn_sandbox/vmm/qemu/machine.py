@@ -23,6 +23,7 @@ from wrenn_sandbox.vmm.process import Process, watch
 from wrenn_sandbox.vmm.qemu import argv, ending, qmp
 from wrenn_sandbox.vmm.qemu.argv import Mode
 from wrenn_sandbox.vmm.qemu.disk import Disk
+from wrenn_sandbox.vmm.qemu.pace import Pace
 from wrenn_sandbox.vmm.qemu.qmp import Monitor
 from wrenn_sandbox.vmm.qemu.tsc import host_tsc_khz
 
@@ -45,9 +46,10 @@ class Logs:
 class QemuMachine:
     """A live QEMU. Made by ``booted``, ``restored`` and ``adopted``."""
 
-    def __init__(self, process: Process, monitor: Monitor, logs: Logs, ram: Ram, disk: Disk) -> None:
+    def __init__(self, process: Process, monitor: Monitor, logs: Logs, ram: Ram, *, disk: Disk, pace: Pace) -> None:
         self._process = process
         self._monitor = monitor
+        self._pace = pace
         self._logs = logs
         self._ram = ram
         self._disk = disk
@@ -69,11 +71,11 @@ class QemuMachine:
 
     async def pause(self) -> None:
         """Stop the vCPUs; QEMU writes its disk caches back on the way."""
-        await self._monitor.execute("stop")
+        await self._pace.stop()
 
     async def resume(self) -> None:
         """Let the vCPUs run."""
-        await self._monitor.execute("cont")
+        await self._pace.go()
 
     async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
         """See ``vmm.driver``. All that can be made ready while the guest still runs is."""
@@ -169,7 +171,10 @@ async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
         await _require_loaded(monitor, spec)
         disk = Disk(monitor, pid, loan)
         await disk.adopt(spec)
-        yield QemuMachine(process, monitor, Logs(console, stderr), ram.locate(pid, spec.files.memory), disk)
+        pace = Pace(spec.name, monitor, held=True)
+        await stack.enter_async_context(pace.kept())
+        where = ram.locate(pid, spec.files.memory)
+        yield QemuMachine(process, monitor, Logs(console, stderr), where, disk=disk, pace=pace)
 
 
 @asynccontextmanager
@@ -199,7 +204,9 @@ async def _started(
         async with _explained(process, logs):
             monitor = await stack.enter_async_context(qmp.connected(spec.name, spec.run_dir))
         disk = Disk(monitor, process.pid, loan, argv.DISK_NODE)
-        yield QemuMachine(process, monitor, logs, ram.locate(process.pid, spec.files.memory), disk)
+        pace = Pace(spec.name, monitor)
+        await stack.enter_async_context(pace.kept())
+        yield QemuMachine(process, monitor, logs, ram.locate(process.pid, spec.files.memory), disk=disk, pace=pace)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from wrenn_sandbox.vmm.process import Process
 from wrenn_sandbox.vmm.qemu import machine
 from wrenn_sandbox.vmm.qemu.disk import Disk
 from wrenn_sandbox.vmm.qemu.machine import Logs, QemuMachine
+from wrenn_sandbox.vmm.qemu.pace import Pace
 from wrenn_sandbox.vmm.qemu.qmp import Monitor
 
 RAM = Ram(7, 0x7F00_0000_0000, 256 << 20)
@@ -106,7 +107,8 @@ class _Process:
 def _machine(monitor: _Monitor, process: _Process | None = None, log: Log | None = None) -> QemuMachine:
     logs = Logs(cast(Log, log), cast(Log, log))
     disk = cast(Disk, _Disk(monitor.commands))
-    return QemuMachine(cast(Process, process or _Process()), cast(Monitor, monitor), logs, RAM, disk)
+    pace = Pace("sb-1", monitor)
+    return QemuMachine(cast(Process, process or _Process()), cast(Monitor, monitor), logs, RAM, disk=disk, pace=pace)
 
 
 def test_a_snapshot_stops_first_and_writes_a_new_private_file(tmp_path: Path) -> None:
