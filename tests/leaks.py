@@ -1,7 +1,9 @@
 """What of this machine a test may have left behind: processes, namespaces, links, mounts, loops, nft tables, files.
 
 ``Footprint.take()`` before and after; ``left_behind`` lists what is new. Processes count when they descend from this
-one, and it adopts its descendants' orphans, so none can get away and no other user of the machine disturbs a test.
+one, and it adopts its descendants' orphans, so none can get away and no other user of the machine disturbs a test. For
+the same reason a test whose names all begin with a tag counts only such namespaces, links and nft tables: on a machine
+with other users, theirs come and go meanwhile.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import ctypes
 import os
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_NAMESPACES = "/run/netns/"
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,28 @@ class Footprint:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return cls(
             processes=_processes(),
-            namespaces=_listed(Path("/run/netns")),
+            namespaces=_listed(Path(_NAMESPACES)),
             links=frozenset(name for _, name in socket.if_nameindex()),
             mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
             loops=frozenset(p.parent.name for p in Path("/sys/block").glob("loop*/loop")),
             tables=_tables(),
             descriptors=_descriptors(),
+        )
+
+    def of(self, *tags: str) -> Footprint:
+        """The same, but of namespaces, links and tables only those of these tags."""
+
+        def ours(names: frozenset[str]) -> frozenset[str]:
+            return frozenset(name for name in names if name.removeprefix(_NAMESPACES).startswith(tags))
+
+        tables = frozenset(table for table in self.tables if table.split()[-1].startswith(tags))
+        mounts = frozenset(name for name in self.mounts if not name.startswith(_NAMESPACES))
+        return replace(
+            self,
+            namespaces=ours(self.namespaces),
+            links=ours(self.links),
+            mounts=mounts | ours(self.mounts - mounts),
+            tables=tables,
         )
 
     def left_behind(self, before: Footprint) -> dict[str, list[str]]:

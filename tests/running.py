@@ -28,6 +28,7 @@ class Platform:
     data_dir: Path
     ready: dict[str, object]
     client: httpx.Client
+    tag: str = "wt"
 
     @property
     def url(self) -> str:
@@ -94,7 +95,7 @@ def platform(
         ready = json.loads(ready_file.read_text())
         headers = {"X-API-Key": str(ready["api_key"])}
         with httpx.Client(base_url=str(ready["api_url"]), headers=headers, timeout=180) as client:
-            yield Platform(process, data_dir, ready, client)
+            yield Platform(process, data_dir, ready, client, tag)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

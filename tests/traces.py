@@ -28,7 +28,7 @@ class Traces:
     def take(cls, running: Platform) -> Traces:
         """Look at the platform's host agent and its data directory."""
         agent = running.pid_of("hostagent")
-        tag = "wtm"
+        tag = running.tag
         return cls(
             machines=frozenset(machines_of(agent)),
             namespaces=len(list(Path("/run/netns").glob(f"{tag}-ns-*"))),

@@ -65,6 +65,7 @@ class Builds:
         self._flat_above: dict[UUID, int] = {}  # what is to be done behind, and from how many changed bytes on
         self._collect = False
         self._work = asyncio.Event()
+        self._flat_turn = asyncio.Lock()  # of many clones at once the first lays flat, and no thread waits for it
 
     async def find(self, build_id: UUID) -> Build | None:
         """The build, if there is one."""
@@ -154,7 +155,8 @@ class Builds:
 
     async def flat_for_clones(self, build_id: UUID) -> None:
         """Lay the memory flat when much of it changed, so that all clones share it. Raises Exhausted."""
-        await in_thread(self._lay_flat, build_id, FORK_FLAT_BYTES)
+        async with self._flat_turn:
+            await in_thread(self._lay_flat, build_id, FORK_FLAT_BYTES)
 
     def improve_behind(self, build_id: UUID, *, cloned: bool = False) -> None:
         """Make restores of a new build fast, soon."""

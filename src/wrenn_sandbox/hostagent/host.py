@@ -59,6 +59,11 @@ class Origin:
         """The build, or base template, it is."""
         return parse_id(self.manifest.build_id)
 
+    @property
+    def patched_bytes(self) -> int:
+        """How much of the memory is written over the RAM file, and hence no other machine's."""
+        return sum(patch.length for patch in self.patches)
+
     @classmethod
     def of_base(cls, base: Base, catalog: Catalog) -> Origin:
         """A base template."""

@@ -182,6 +182,23 @@ def test_a_fork_that_fails_makes_none(world: FakeWorld, run, point: str) -> None
     run(work)
 
 
+def test_a_fork_whose_children_failed_is_repeated_from_the_moment_it_took(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        async with opened(world) as (moments, registry):
+            source, build_id = await registry.create(request()), uuid4()
+            poke(world, 3, b"then")
+            world.script.fail_at, world.script.error = "guest.init", lambda: Unavailable("no")
+            with pytest.raises(Unavailable):
+                await moments.fork(source.request.id, build_id, [request()])
+            world.script.fail_at = ""
+            kept, (child,) = await moments.fork(source.request.id, build_id, [request()])
+            assert kept.build.id == build_id == child.request.build_id
+            memory = world.machines[-1].memory
+            assert memory is not None and memory[3 * 4096 : 3 * 4096 + 4] == b"then"
+
+    run(work)
+
+
 def test_a_fork_without_room_for_all_begins_nothing(world: FakeWorld, run) -> None:
     async def work() -> None:
         async with opened(world) as (moments, registry):

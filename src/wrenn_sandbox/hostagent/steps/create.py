@@ -13,7 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import structlog
+
+from wrenn_sandbox.core.errors import WrennError
+from wrenn_sandbox.disk.build import Build
 from wrenn_sandbox.hostagent import journal, moment
+from wrenn_sandbox.hostagent.builds import FORK_FLAT_BYTES
 from wrenn_sandbox.hostagent.capacity import Reservation
 from wrenn_sandbox.hostagent.host import Host, Origin
 from wrenn_sandbox.hostagent.identity import INIT_LIMIT_S, RELAY_CONNECT_LIMIT_S, identity
@@ -24,6 +29,8 @@ from wrenn_sandbox.hostagent.threads import in_thread
 from wrenn_sandbox.net.network import Link
 from wrenn_sandbox.rpc.relay import relay_session
 from wrenn_sandbox.vmm.driver import Machine, MachineFiles, MachineSpec
+
+log = structlog.get_logger()
 
 
 async def create(
@@ -80,7 +87,21 @@ async def _origin(request: Request, host: Host, watch: Stopwatch) -> AsyncIterat
         yield Origin.of_base(base, host.catalog)
         return
     async with host.builds.pinned(request.build_id) as build:
-        yield await in_thread(Origin.of_build, build)
+        origin = await in_thread(Origin.of_build, build)
+        if origin.patched_bytes > FORK_FLAT_BYTES and build.manifest.sandbox_id != str(request.id):
+            watch.doing = "laying the snapshot's memory flat"
+            origin = await _shared_with_siblings(host, build) or origin
+        yield origin
+
+
+async def _shared_with_siblings(host: Host, build: Build) -> Origin | None:
+    """The origin of a clone when the memory of the build is one file; None when there is no room for that."""
+    try:
+        await host.builds.flat_for_clones(build.id)
+    except WrennError as error:
+        log.warning("clones do not share their memory", build=str(build.id), slug=error.slug, reason=error.message)
+        return None
+    return await in_thread(Origin.of_build, build)
 
 
 def machine_spec(request: Request, host: Host, origin: Origin, directory: Path, link: Link) -> MachineSpec:

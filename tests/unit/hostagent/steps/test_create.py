@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from tests.unit.hostagent.world import ARTEFACTS, PLATFORM, Boom, FakeWorld, base, kept, poke, request, running
 from wrenn_sandbox.core.artefacts import Platform
-from wrenn_sandbox.core.errors import Conflict
+from wrenn_sandbox.core.errors import Conflict, Exhausted
 from wrenn_sandbox.core.lifecycle import Action
 from wrenn_sandbox.core.spec import DEFAULT_SHAPE
+from wrenn_sandbox.hostagent.builds import FORK_FLAT_BYTES
 from wrenn_sandbox.hostagent.phases import Stopwatch
+from wrenn_sandbox.hostagent.request import Request
 from wrenn_sandbox.hostagent.steps.create import create
 
 
@@ -88,6 +93,35 @@ def test_a_sandbox_is_made_of_a_build_with_its_memory_its_layers_and_its_default
         world.assert_nothing_left(builds=1)
 
     run(work)
+
+
+def test_clones_share_a_memory_much_of_which_changed_and_a_resume_does_not_wait_for_that(
+    world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with running(world) as source:
+            poke(world, 9, b"x" * (FORK_FLAT_BYTES + 4096))
+            made = (await kept(source, Action.PAUSE)).build
+
+        async def memory(wanted: Request) -> tuple[Path, int]:
+            async with AsyncExitStack() as stack:
+                await create(wanted, world.host(), stack, Stopwatch(), lambda _: None)
+                files = world.specs[-1].files
+                return files.memory, sum(patch.length for patch in files.patches)
+
+        patched = base(world.root).memory, FORK_FLAT_BYTES + 4096
+        assert await memory(replace(source.request, build_id=made.id)) == patched
+        with monkeypatch.context() as full:
+            full.setattr(world.store, "materialise", no_room)
+            assert await memory(request(build_id=made.id)) == patched
+        assert await memory(request(build_id=made.id)) == (made.directory / "memory.flat", 0)
+        world.assert_nothing_left(builds=1)
+
+    run(work)
+
+
+def no_room(build_id: UUID) -> Path:
+    raise Exhausted("full", slug="host_disk_full")
 
 
 @pytest.mark.parametrize("point", ["link.enter", "machine.enter", "guest.enter", "guest.init"])
