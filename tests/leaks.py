@@ -94,7 +94,7 @@ def _processes() -> frozenset[str]:
             continue
         pid, fields = int(entry.name), stat.rpartition(")")[2].split()
         parents[pid] = int(fields[1])
-        names[pid] = f"{pid} {fields[0]} {command[:160]}"
+        names[pid] = f"{pid} {command[:160] or fields[0]}"  # a zombie has no command
         if fields[0] == "Z" and parents[pid] == os.getpid():
             ended.add(pid)  # an adopted orphan that nobody asked for
     return frozenset(names[pid] for pid in names if _descends(pid, os.getpid(), parents) and pid not in ended)

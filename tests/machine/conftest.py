@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,37 @@ from tests.traces import Traces
 @pytest.fixture(scope="session")
 def running_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """`wrenn up` on real QEMU. When it has stopped, the machine is as it was."""
-    before = Footprint.take()
     data_dir = tmp_path_factory.mktemp("platform")
     data_dir.chmod(0o711)
-    with platform(data_dir, driver="qemu", tag="wtm") as running:
+    with clean_platform(data_dir, "wtm") as running:
         yield running
-    assert Footprint.take().left_behind(before) == {}
+
+
+@contextmanager
+def clean_platform(data_dir: Path, tag: str, *options: str) -> Iterator[Platform]:
+    """A platform on real QEMU that leaves nothing behind when it has stopped."""
+    before = Footprint.take().of(tag)
+    with platform(data_dir, driver="qemu", tag=tag, options=options) as running:
+        yield running
+    assert Footprint.take().of(tag).left_behind(before) == {}
     assert [p.name for p in (data_dir / "run").iterdir() if p.is_dir()] == []
 
 
 @pytest.fixture
 def wrenn(running_platform: Platform) -> Iterator[Platform]:
     """The platform; whatever a test made is destroyed, and then no trace of it may be left."""
-    before = Traces.take(running_platform)
-    yield running_platform
-    for item in running_platform.client.get("/v1/sandboxes?limit=100").json()["items"]:
-        running_platform.kill(item["id"])
-    _settled(lambda: Traces.take(running_platform).left_behind(before))
+    with nothing_left(running_platform):
+        yield running_platform
+
+
+@contextmanager
+def nothing_left(running: Platform) -> Iterator[None]:
+    """Destroy what sandboxes there are at the end, after which the platform holds what it held before."""
+    before = Traces.take(running)
+    yield
+    for item in running.client.get("/v1/sandboxes?limit=100").json()["items"]:
+        running.kill(item["id"])
+    _settled(lambda: Traces.take(running).left_behind(before))
 
 
 @pytest.fixture

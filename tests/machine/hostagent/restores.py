@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,6 +32,8 @@ from wrenn_sandbox.vmm.qemu.cpu import TCG_MODEL
 from wrenn_sandbox.vmm.qemu.driver import QemuDriver
 
 TOKEN = "of-this-test"
+#: Of the names of namespaces and links.
+TAG = "wtr"
 Change = Callable[[Guest], Awaitable[None]]
 
 
@@ -55,25 +58,36 @@ class Frozen:
             yield guest
 
 
-async def frozen(directory: Path, change: Change) -> Frozen:
-    """Boot a guest, let ``change`` do what it wants in it, and freeze it into ``directory``."""
+async def frozen(directory: Path, *changes: Change) -> list[Frozen]:
+    """Boot a guest, let each of ``changes`` do what it wants in it, and freeze it after each, below ``directory``."""
     driver = QemuDriver("tcg", TCG_MODEL)
     platform = driver.platform(KERNEL_CMDLINE)
+    made: list[Frozen] = []
     async with AsyncExitStack() as stack:
         link, spec = await stack.enter_async_context(_prepared(driver, platform, directory, boot=True))
         machine = await stack.enter_async_context(driver.boot(spec))
         async with open_guest(link.slot.host_ip, "") as guest:
             await guest.healthy(limit_s=240)
-        async with open_guest(link.slot.host_ip, TOKEN) as guest:
-            await guest.initialise(_identity(), limit_s=60)
+        guest = await stack.enter_async_context(open_guest(link.slot.host_ip, TOKEN))
+        for change in changes:
+            await guest.initialise(_identity(), limit_s=60, known_token=TOKEN if made else "")
             await change(guest)
             await guest.prepare_snapshot(limit_s=30)
-        await machine.pause()
-        await machine.snapshot(directory / "state")
-    for name in ("memory", "state", "disk.qcow2"):
-        os.chown(directory / name, 0, 0)
-        (directory / name).chmod(0o444)
-    return Frozen(directory, platform, driver)
+            await machine.pause()
+            made.append(Frozen(directory / str(len(made)), platform, driver))
+            made[-1].directory.mkdir(mode=0o755)
+            await machine.snapshot(made[-1].directory / "state")
+            _copy(directory, made[-1].directory)
+            await machine.resume()
+    return made
+
+
+def _copy(source: Path, target: Path) -> None:
+    for name in ("memory", "disk.qcow2"):
+        subprocess.run(["cp", "--sparse=always", str(source / name), str(target / name)], check=True)
+    for path in target.iterdir():
+        os.chown(path, 0, 0)
+        path.chmod(0o444)
 
 
 async def output(guest: Guest, *words: str, user: str = "root") -> bytes:
@@ -128,7 +142,7 @@ async def _prepared(
     async with AsyncExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="wrenn-restore-"))
         stack.callback(shutil.rmtree, scratch)
-        pool = await stack.enter_async_context(NamespacePool(PoolOptions(tag="wtr", warm=1)))
+        pool = await stack.enter_async_context(NamespacePool(PoolOptions(tag=TAG, warm=1)))
         link = await stack.enter_async_context(pool.link(NetworkPolicy()))
         base = directory / "disk.qcow2"
         disk = base if boot else scratch / "disk.qcow2"

@@ -35,9 +35,9 @@ TOKEN = "token-of-the-test"
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    before = Footprint.take()
+    before = Footprint.take().of()
     yield
-    assert Footprint.take().left_behind(before) == {}
+    assert Footprint.take().of().left_behind(before) == {}
 
 
 @dataclass
