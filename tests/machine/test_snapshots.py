@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.running import Platform
 from tests.traces import machines_of
+from wrenn_sandbox.core.slots import ENVD_PORT, slot
+from wrenn_sandbox.hostagent import journal
 
 #: Grows a tree of files, each with its hash, and says what the whole tree should hash to.
 GROW = """
@@ -181,11 +184,30 @@ def test_forks_are_siblings_that_share_nothing(wrenn: Platform, sandbox: str) ->
     assert len(set(children)) == 3
     first = [wrenn.run(child, "head", "-c", "32", "/dev/urandom")["stdout"] for child in children]
     assert len(set(map(str, first))) == 3
-    assert len({wrenn.sh(child, "cat /etc/machine-id") for child in [sandbox, *children]}) == 4
+    family = [sandbox, *children]
+    assert len({wrenn.sh(each, "cat /etc/machine-id") for each in family}) == 4
+    addresses, tokens = zip(*(_address_and_token(wrenn, each) for each in family), strict=True)
+    assert len(set(tokens)) == 4
+    for address in addresses:  # and each guest takes its own alone
+        assert [_lists_processes(address, token) for token in tokens] == [address == other for other in addresses]
     for child in children:
         assert wrenn.sh(child, "cat /dev/shm/ram /home/user/disk") == "common\ncommon\n"
         wrenn.sh(child, f"echo {child} >/home/user/disk")
     assert wrenn.sh(sandbox, "cat /home/user/disk") == "common\n"
+
+
+def _address_and_token(wrenn: Platform, sandbox: str) -> tuple[str, str]:
+    """Where a sandbox's envd answers on this host, and the token that it was told."""
+    record = journal.read(wrenn.data_dir / "run" / sandbox)
+    assert record is not None
+    return slot(record.slot, wrenn.tag).host_ip, record.request.spec.access_token
+
+
+def _lists_processes(address: str, token: str) -> bool:
+    url, headers = f"http://{address}:{ENVD_PORT}/process.Process/List", {"x-access-token": token}
+    answer = httpx.post(url, json={}, headers=headers, timeout=30)
+    assert answer.status_code in {200, 401}
+    return answer.status_code == 200
 
 
 def test_a_rollback_puts_the_same_sandbox_back(wrenn: Platform, sandbox: str, snapshots: list[str]) -> None:

@@ -54,7 +54,7 @@ class Frozen:
             )
             await stack.enter_async_context(self.driver.restore(spec, self.directory / "state"))
             guest = await stack.enter_async_context(open_guest(link.slot.host_ip, TOKEN))
-            await guest.initialise(_Partly(_identity(), duties), limit_s=60)  # type: ignore[arg-type]
+            await guest.initialise(Partly(_identity(), duties), limit_s=60)  # type: ignore[arg-type]
             yield guest
 
 
@@ -105,7 +105,7 @@ async def output(guest: Guest, *words: str, user: str = "root") -> bytes:
 
 
 @dataclass(frozen=True)
-class _Partly:
+class Partly:
     """An identity with some duties switched off."""
 
     identity: Identity
