@@ -200,7 +200,7 @@ def _address_and_token(wrenn: Platform, sandbox: str) -> tuple[str, str]:
     """Where a sandbox's envd answers on this host, and the token that it was told."""
     record = journal.read(wrenn.data_dir / "run" / sandbox)
     assert record is not None
-    return slot(record.slot, wrenn.tag).host_ip, record.request.spec.access_token
+    return slot(record.slot).host_ip, record.request.spec.access_token
 
 
 def _lists_processes(address: str, token: str) -> bool:
