@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -94,5 +95,9 @@ def sha256(path: Path) -> str:
 
 
 def allocated_bytes(folder: Path) -> int:
-    """Disk space that the files of a folder take: what is allocated, not their length."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.iterdir())
+    """Disk space that the files of a folder take: what is allocated, not their length. Files may go meanwhile."""
+    blocks = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            blocks += path.lstat().st_blocks
+    return blocks * 512

@@ -19,11 +19,12 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import uvicorn
@@ -52,6 +53,8 @@ from wrenn_sandbox.rpc.relay import MAX_WEBSOCKET_MESSAGE_BYTES
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 #: Pauses, snapshots and forks that are under way when we are to end.
 UNDER_WAY_LIMIT_S = 60.0
 #: Longer than any client keeps an idle connection, so that they, not we, drop it.
@@ -59,6 +62,7 @@ KEEP_ALIVE_S = 75
 _BACKLOG = 1024
 _GRACE_S = 3
 _TAKE_OVER_AGAIN_S = 5.0
+_CHORES_AGAIN_S = 60.0
 #: A supervisor that dies is told to us once for each of our threads (PR_SET_PDEATHSIG, prctl(2)): that is one signal.
 SAME_SIGNAL_S = 1.0
 
@@ -98,8 +102,8 @@ async def _serve(settings: Settings, orders: Orders) -> None:
             orders.gone = partial(os._exit, 1)  # from here on a cancel would end machines
             parts = assemble(settings, platform, token, group)
             server = _Server(parts.app)
-            serving = group.create_task(server.serve(sockets=[listener]))
-            chores = [group.create_task(_chores(settings, platform, parts)), group.create_task(parts.builds.work())]
+            serving = group.create_task(_or_exit(server.serve(sockets=[listener])))
+            chores = [group.create_task(_or_exit(work)) for work in (_chores(platform, parts), parts.builds.work())]
             ending = group.create_task(orders.stop.wait())
             with ready_file(settings, listener, platform):
                 log.info("host agent serves", driver=wire.driver_name(platform.driver.capabilities))
@@ -153,16 +157,38 @@ def assemble(settings: Settings, platform: Platform, token: str, group: asyncio.
     )
 
 
-async def _chores(settings: Settings, platform: Platform, parts: Parts) -> None:
+async def _or_exit(work: Awaitable[None]) -> None:
+    """Do what the agent cannot be without. Its failure ends the agent at once, as a kill does: in this group are the
+    tasks of sandboxes, too, which an error that leaves it would cancel, and their machines with them.
+    """
+    try:
+        await work
+    except Exception:
+        log.exception("the host agent ends; its machines run on")
+        os._exit(1)
+
+
+async def _chores(platform: Platform, parts: Parts) -> None:
     """Take over from a dead agent, then let creates in, clear up behind it and keep the templates."""
     left = await _taken_over(parts.registry)
     parts.registry.open()
-    for directory in left:
-        await journal.clear(directory)
-    machines, networks = len(left), await platform.network.sweep()
-    if machines or networks:
-        log.warning("swept what a dead agent left", machines=machines, networks=networks)
-    await parts.templates.keep()
+    machines = [directory for directory in left if await _survived("clear", journal.clear(directory)) is None]
+    networks = await _survived("sweep", platform.network.sweep())
+    if machines or (isinstance(networks, int) and networks):
+        log.warning("swept what a dead agent left", machines=len(machines), networks=networks)
+    await _survived("improve", parts.builds.improve_held_behind())
+    while True:
+        await _survived("templates", parts.templates.keep())
+        await asyncio.sleep(_CHORES_AGAIN_S)
+
+
+async def _survived(chore: str, work: Awaitable[T]) -> T | Exception:
+    """Its result, or why there is none: sandboxes come and go without it."""
+    try:
+        return await work
+    except Exception as error:
+        log.error("chore failed", chore=chore, error=str(error), exc_info=not isinstance(error, WrennError))
+        return error
 
 
 async def _taken_over(registry: Registry) -> list[Path]:
@@ -170,8 +196,9 @@ async def _taken_over(registry: Registry) -> list[Path]:
     while True:
         try:
             return await take_over(registry)
-        except (WrennError, OSError) as error:
-            log.error("cannot take over from another agent", error=str(error))
+        except Exception as error:
+            known = isinstance(error, (WrennError, OSError))
+            log.error("cannot take over from another agent", error=str(error), exc_info=not known)
             await asyncio.sleep(_TAKE_OVER_AGAIN_S)
 
 

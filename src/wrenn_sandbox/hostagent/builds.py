@@ -22,6 +22,7 @@ import structlog
 
 from wrenn_sandbox.core.artefacts import Manifest
 from wrenn_sandbox.core.errors import Conflict, NotFound, WrennError
+from wrenn_sandbox.core.ids import TemplateId
 from wrenn_sandbox.disk.build import Build
 from wrenn_sandbox.disk.draft import Draft
 from wrenn_sandbox.disk.store import BuildStore
@@ -147,8 +148,8 @@ class Builds:
         claims = claims or self.claims()
         try:
             gone = await in_thread(self.store.collect, claims.builds, claims.memories)
-        except (WrennError, OSError) as error:
-            log.error("builds not collected", error=str(error))
+        except Exception as error:  # beside this task run those of sandboxes, which its end would end
+            log.error("builds not collected", error=str(error), exc_info=not _is_expected(error))
             return
         if gone:
             log.info("builds removed", builds=[str(build_id) for build_id in gone])
@@ -160,8 +161,14 @@ class Builds:
 
     def improve_behind(self, build_id: UUID, *, cloned: bool = False) -> None:
         """Make restores of a new build fast, soon."""
-        self._flat_above[build_id] = 0 if cloned else PAUSE_FLAT_BYTES
+        above = 0 if cloned else PAUSE_FLAT_BYTES
+        self._flat_above[build_id] = min(above, self._flat_above.get(build_id, above))
         self._work.set()
+
+    async def improve_held_behind(self) -> None:
+        """The same for everything that is held: an agent that ended had perhaps not come to it."""
+        for holder, build_id in (await self.held()).items():
+            self.improve_behind(build_id, cloned=holder.startswith(f"{TemplateId.prefix}-"))
 
     def collect_behind(self) -> None:
         """Remove what nobody needs, soon."""
@@ -188,11 +195,15 @@ class Builds:
                 self._collect = True
         except NotFound:
             return  # removed meanwhile
-        except (WrennError, OSError) as error:
-            log.warning("build not improved", build=str(build_id), error=str(error))
+        except Exception as error:
+            log.warning("build not improved", build=str(build_id), error=str(error), exc_info=not _is_expected(error))
 
     def _lay_flat(self, build_id: UUID, above: int) -> None:
         with self.store.pinned(build_id) as build:
             _, patches = build.restore_plan()
         if sum(patch.length for patch in patches) > above:
             self.store.materialise(build_id)
+
+
+def _is_expected(error: Exception) -> bool:
+    return isinstance(error, (WrennError, OSError))

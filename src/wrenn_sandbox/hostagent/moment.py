@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -35,7 +36,8 @@ from wrenn_sandbox.vmm.driver import Ram
 
 log = structlog.get_logger()
 
-_RESUME_PAUSES_S = (0.2, 1.0, 5.0)
+#: A machine that does not go on is asked again after these, and then every so often.
+_RESUME_PAUSES_S, _RESUME_EVERY_S = (0.2, 1.0, 5.0), 10.0
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ async def sitting(request: Request, parts: Parts, host: Host, build_id: UUID) ->
     """Everything that can be made ready while the machine still runs."""
     if not await parts.machine.writes_to(parts.ground.disk):
         await find_disk(parts, host.builds)
+    if parts.ground.recorded is not None:
+        _note_parent(request, parts)
     await _settle_pending(request, parts, host)
     khz = await in_thread(host.driver.tsc_khz)
     async with host.builds.draft(build_id, parts.ground.parent_id) as draft:
@@ -112,14 +116,15 @@ def _manifest(request: Request, parts: Parts, build_id: UUID, khz: int) -> Manif
 
 
 async def let_run(request: Request, parts: Parts) -> None:
-    """Let a machine that may stand still run again. One that does not answer is asked again, and then left alone."""
-    for pause_s in (*_RESUME_PAUSES_S, None):
+    """Let a machine that may stand still run again. It is asked until it does: only its end, which cancels this, or
+    that of the agent, after which the next one asks, is another way out.
+    """
+    for pause_s in chain(_RESUME_PAUSES_S, repeat(_RESUME_EVERY_S)):
         try:
             await parts.machine.resume()
         except WrennError as error:
             log.error("machine not resumed", sandbox=str(request.id), slug=error.slug, reason=error.message)
-            if pause_s is not None:
-                await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s)
         else:
             return
 
@@ -153,9 +158,20 @@ def stand_on(request: Request, parts: Parts, build: Build) -> None:
     """The lowest layer without a build has become the disk of ``build``, on which the machine stands now."""
     ground = parts.ground
     layer, ground.pending = ground.pending[0], ground.pending[1:]
+    ground.recorded = ground.recorded or ground.parent_id
     ground.parent = build.manifest
-    note(request, parts)
+    _note_parent(request, parts)
     layer.unlink(missing_ok=True)  # the build has it under a name of its own
+
+
+def _note_parent(request: Request, parts: Parts) -> None:
+    """Without room for that the old parent stays, and the next moment tries again: the new one is durable already."""
+    try:
+        note(request, parts)
+    except OSError as error:
+        log.error("the record of a machine names an old build", sandbox=str(request.id), error=str(error))
+    else:
+        parts.ground.recorded = None
 
 
 async def find_disk(parts: Parts, builds: Builds) -> None:

@@ -44,9 +44,7 @@ class Moments:
         sandbox = self._registry.get(sandbox_id)
         if sandbox.state is State.PAUSED and sandbox.build_id is not None:
             return Kept(await self._get(sandbox.build_id))
-        kept = await sandbox.ask(Operation(Action.PAUSE, build_id)).settled()
-        self._builds.improve_behind(kept.build.id)
-        return kept
+        return await sandbox.ask(Operation(Action.PAUSE, build_id)).settled()
 
     async def resume(self, request: Request) -> Sandbox:
         """Returns when it runs."""

@@ -27,11 +27,17 @@ class Ground:
     memory: Path  # the RAM file it has mapped
     disk: Path  # the overlay it writes to
     pending: tuple[Path, ...] = ()  # lowest first
+    recorded: UUID | None = None  # another parent than this one, which the record on disk still names
 
     @property
     def parent_id(self) -> UUID:
         """The id of that build."""
         return parse_id(self.parent.build_id)
+
+    @property
+    def stands_on(self) -> frozenset[UUID]:
+        """The builds that it, or whoever takes it over, needs."""
+        return frozenset({self.parent_id} if self.recorded is None else {self.parent_id, self.recorded})
 
 
 @dataclass(frozen=True, slots=True)

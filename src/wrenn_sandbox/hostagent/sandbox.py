@@ -45,7 +45,7 @@ from wrenn_sandbox.hostagent.steps.create import create
 from wrenn_sandbox.hostagent.steps.pause import pause
 from wrenn_sandbox.hostagent.steps.rollback import rollback
 from wrenn_sandbox.hostagent.steps.snapshot import snapshot
-from wrenn_sandbox.hostagent.threads import in_thread
+from wrenn_sandbox.hostagent.threads import in_thread, to_the_end
 from wrenn_sandbox.hostagent.timers import Ending, Timers
 from wrenn_sandbox.vmm.driver import Machine
 
@@ -135,7 +135,7 @@ class Sandbox:
             builds.add(self.operation.build_id)
         if (parts := self._parts) is None:
             return Claims(frozenset(builds))
-        return Claims(frozenset({*builds, parts.ground.parent_id}), frozenset({parts.ground.memory}))
+        return Claims(frozenset({*builds, *parts.ground.stands_on}), frozenset({parts.ground.memory}))
 
     @property
     def is_living(self) -> bool:
@@ -270,6 +270,8 @@ class Sandbox:
                 return self._end
             except WasPaused:
                 self._paused = True
+                if self.build_id is not None:
+                    self._host.builds.improve_behind(self.build_id)
                 return Stop(State.PAUSED)
             finally:
                 self._move(State.PAUSING if self._paused else State.STOPPING)
@@ -391,6 +393,7 @@ class Sandbox:
 
         def durable(kept: Kept) -> None:
             self._paused, self._kept, self.build_id = True, kept, kept.build.id
+            self._host.builds.improve_behind(kept.build.id)
 
         try:
             await self._drain()
@@ -420,6 +423,8 @@ class Sandbox:
         stack, watch = AsyncExitStack(), Stopwatch()
         try:
             parts = await rollback(request, self._host, stack, watch, create)
+            # From the hold to the swap nothing comes between: whoever ends it then offers the build that it is in.
+            await to_the_end(self._host.builds.hold(str(request.id), build_id))
         except BaseException:
             await _release(stack, request)
             raise
@@ -427,16 +432,16 @@ class Sandbox:
         self._parts, self.request, self.watch, self.build_id = parts, request, watch, build_id
         self._forget_machines()
         self._watch_machine(group, parts.machine)
-        await _release(old, request)
+        await to_the_end(_release(old, request))
         return Kept(build)
 
     def _answer_all(self) -> None:
         operation, self._last = self._last, None
         if operation is not None and self._kept is not None and self.state is State.PAUSED:
             operation.done(self._kept)
-        while operation is not None:
+        while (operation := operation or self._inbox.next()) is not None:
             operation.failed(self._cancelled_error() if self.state is not State.PAUSED else self._ended_error())
-            operation = self._inbox.next()
+            operation = None
 
     def _move(self, state: State) -> None:
         if state is not self.state and state not in lifecycle.TRANSITIONS[self.state]:

@@ -70,3 +70,11 @@ def test_holes_take_no_room(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     (tmp_path / "full").write_bytes(b"x" * 8192)
     assert 8192 <= durability.allocated_bytes(tmp_path) < 1 << 20
+
+
+def test_a_file_that_goes_while_it_is_measured_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").write_bytes(b"x" * 8192)
+    alone = durability.allocated_bytes(tmp_path)
+    listed = [tmp_path / "there", tmp_path / "gone"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    assert durability.allocated_bytes(tmp_path) == alone >= 8192

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import errno
+
 import pytest
 
 from tests.unit.hostagent.world import FakeWorld, kept, running
@@ -15,9 +18,35 @@ def test_a_machine_that_does_not_answer_is_asked_again(world: FakeWorld, run, mo
     async def work() -> None:
         async with running(world) as sandbox, sandbox.use() as parts:
             world.script.fail_at, world.script.error = "machine.resume", lambda: Unavailable("no")
-            await moment.let_run(sandbox.request, parts)
-            assert world.script.passed.count("machine.resume") == 3
-            world.script.fail_at = ""
+            monkeypatch.setattr(moment, "_RESUME_EVERY_S", 0.0)
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(moment.let_run(sandbox.request, parts))
+                while world.script.passed.count("machine.resume") < 10:
+                    await asyncio.sleep(0)
+                assert not asking.done(), "it stands still"
+                world.script.fail_at = ""
+
+    run(work)
+
+
+def test_a_record_that_finds_no_room_keeps_the_build_that_it_names(
+    world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    async def work() -> None:
+        async with running(world) as sandbox, sandbox.use() as parts:
+            before = parts.ground.parent_id
+            with monkeypatch.context() as patch:
+                patch.setattr(moment.journal, "write", full)
+                first = (await kept(sandbox, Action.SNAPSHOT)).build.id
+                second = (await kept(sandbox, Action.SNAPSHOT)).build.id
+            (record,) = moment.journal.running(world.root / "run").values()
+            assert record.parent == before and sandbox.claims.builds == {before, second}
+            third = (await kept(sandbox, Action.SNAPSHOT)).build.id
+            (record,) = moment.journal.running(world.root / "run").values()
+            assert record.parent == third and sandbox.claims.builds == {third} and first != second
 
     run(work)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
 from tests.unit.hostagent.world import FOR_EVER, Boom, FakeWorld, request, running
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, Unavailable
-from wrenn_sandbox.core.lifecycle import State
+from wrenn_sandbox.core.lifecycle import Action, State
 from wrenn_sandbox.core.spec import Lifetime, TimeoutAction
 from wrenn_sandbox.hostagent import sandbox as module
+from wrenn_sandbox.hostagent.inbox import Operation
 from wrenn_sandbox.hostagent.sandbox import Sandbox
 from wrenn_sandbox.hostagent.steps.adopt import WasPaused
 from wrenn_sandbox.hostagent.steps.create import create
@@ -133,6 +135,36 @@ def test_a_machine_that_dies_later_leaves_a_record_and_no_more(world: FakeWorld,
         assert (sandbox.state, sandbox.reason_slug) == (State.ERROR, "vmm_died")
         assert "it was killed" in sandbox.reason and sandbox.failure is None
         world.assert_nothing_left()
+
+    run(work)
+
+
+@pytest.mark.parametrize("end", ["destroyed", "its machine died"])
+def test_whoever_waits_for_a_turn_hears_of_the_end(world: FakeWorld, run, end: str) -> None:
+    async def work() -> None:
+        async with running(world) as sandbox:
+            world.script.hang_at = "machine.pause"
+            first = sandbox.ask(Operation(Action.SNAPSHOT, uuid4()))
+            await world.script.reached.wait()
+            waiting = [sandbox.ask(Operation(action, uuid4())) for action in (Action.PAUSE, Action.SNAPSHOT)]
+            sandbox.stop() if end == "destroyed" else world.machines[0].die()
+            for operation in (first, *waiting):
+                with pytest.raises(Conflict) as told:
+                    await operation.settled()
+                assert told.value.slug == ("sandbox_destroyed" if end == "destroyed" else "vmm_died")
+
+    run(work)
+
+
+def test_after_every_pause_its_chain_is_looked_at(world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr(world.builds, "improve_behind", lambda build_id, **_: looked_at.append(build_id))
+
+    async def work() -> None:
+        async with running(world) as sandbox:
+            sandbox.set_lifetime(DEADLINE_PAUSE)
+            await sandbox.ended()
+        assert looked_at == [sandbox.build_id] and sandbox.state is State.PAUSED
 
     run(work)
 

@@ -2,7 +2,7 @@
 
 ::
 
-    [memory ▸ build ▸ directory ▸ link ▸ machine ▸ guest] beside the old ones ▸ held ▸ the caller swaps, lets the old go
+    [memory ▸ build ▸ directory ▸ link ▸ machine ▸ guest] beside the old ones ▸ the caller holds, swaps, lets the old go
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ Make = Callable[[Request, Host, AsyncExitStack, Stopwatch, Callable[[Machine], N
 
 
 async def rollback(request: Request, host: Host, stack: AsyncExitStack, watch: Stopwatch, make: Make) -> Parts:
-    """The new parts, on ``stack``; the sandbox holds the build. Raises WrennErrors, also when the new machine dies."""
+    """The new parts, on ``stack``; nothing else changed. Raises WrennErrors, also when the new machine dies."""
     if request.build_id is None:
         raise ValueError("a roll back needs a build")
     watchers: list[asyncio.Task[None]] = []
     async with side_tasks() as beside:
         parts = await make(request, host, stack, watch, lambda m: watchers.append(beside.create_task(_fail_at_end(m))))
-        await host.builds.hold(str(request.id), request.build_id)
         for watcher in watchers:
             watcher.cancel()
     return parts

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from tests.unit.hostagent.world import FakeWorld, kept, poke, running
-from wrenn_sandbox.core.errors import Conflict, NotFound, Unavailable
+from wrenn_sandbox.core.errors import Conflict, Exhausted, NotFound, Unavailable
 from wrenn_sandbox.core.lifecycle import Action, State
 from wrenn_sandbox.hostagent import journal
 from wrenn_sandbox.hostagent.inbox import Operation
@@ -95,6 +97,53 @@ def test_a_destroy_in_the_middle_wins(world: FakeWorld, run, point: str) -> None
                 await operation.settled()
             await sandbox.ended()
         world.assert_nothing_left(builds=1)
+
+    run(work)
+
+
+def test_an_old_machine_that_dies_in_the_last_instant_leaves_hold_and_offer_the_same(
+    world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        async with running(world) as sandbox:
+            then = (await kept(sandbox, Action.SNAPSHOT)).build.id
+            later = (await kept(sandbox, Action.SNAPSHOT)).build.id
+            hold = world.store.hold
+
+            def slow(holder: str, build_id: UUID) -> None:
+                hold(holder, build_id)
+                dead = threading.Event()
+                loop.call_soon_threadsafe(lambda: (world.machines[0].die(), loop.call_later(0.01, dead.set)))
+                dead.wait()
+
+            monkeypatch.setattr(world.store, "hold", slow)
+            operation = sandbox.ask(Operation(Action.ROLLBACK, then))
+            await sandbox.ended()
+            assert operation.answer.done() and sandbox.state is State.ERROR
+            assert world.store.held() == {str(sandbox.request.id): sandbox.build_id}
+            assert sandbox.build_id == then != later
+        await world.builds.collect()
+        world.assert_nothing_left(builds=1)
+
+    run(work)
+
+
+def test_a_hold_that_fails_leaves_the_old_one_running(world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(holder: str, build_id: UUID) -> None:
+        raise Exhausted("full", slug="host_disk_full")
+
+    async def work() -> None:
+        async with running(world) as sandbox:
+            then = (await kept(sandbox, Action.SNAPSHOT)).build.id
+            later = (await kept(sandbox, Action.SNAPSHOT)).build.id
+            host_ip = sandbox.host_ip
+            monkeypatch.setattr(world.store, "hold", full)
+            with pytest.raises(Exhausted):
+                await kept(sandbox, Action.ROLLBACK, then)
+            assert sandbox.state is State.RUNNING and sandbox.host_ip == host_ip
+            assert world.store.held() == {str(sandbox.request.id): later}
+            assert world.capacity.room().sandboxes == 1
 
     run(work)
 
