@@ -10,8 +10,9 @@ import time
 import structlog
 
 from wrenn_sandbox.controlplane.intents import template_of
-from wrenn_sandbox.controlplane.messages import by_build, seen_build, settled
+from wrenn_sandbox.controlplane.messages import by_build, sandboxes_of, seen_build, settled
 from wrenn_sandbox.controlplane.platform import Platform, now
+from wrenn_sandbox.controlplane.unknown import Unknown
 from wrenn_sandbox.controlplane.usecases.delete_snapshot import let_go
 from wrenn_sandbox.core.ids import BuildId
 from wrenn_sandbox.core.reconcile import (
@@ -20,6 +21,7 @@ from wrenn_sandbox.core.reconcile import (
     DeleteTemplate,
     Forget,
     Record,
+    SpareTemplate,
     Timing,
     decide_builds,
 )
@@ -38,6 +40,7 @@ class Inventory:
     def __init__(self, platform: Platform, timing: Timing | None = None) -> None:
         self._platform, self._timing = platform, timing or Timing()
         self._memory = BuildMemory()
+        self._unknown = Unknown()
 
     async def tick(self) -> None:
         """Compare once and repair what differs. Raises what the agent says when it does not list its builds."""
@@ -50,14 +53,18 @@ class Inventory:
         request = pb.ListBuildsRequest()
         answer = await platform.agent.call("ListBuilds", request, pb.ListBuildsResponse, timeout_s=_LIST_S)
         listed = by_build(answer.builds)
-        seen = [seen_build(build, message) for build, message in listed.items()]
+        async with platform.db.read() as connection:  # after the list: of what is on it, the rows were there before
+            sources = await sandboxes.some_of_any_team(connection, sandboxes_of(listed.values()))
+        ours = {source.id for source in sources}
+        seen = [seen_build(build, message, ours) for build, message in listed.items()]
         plan = decide_builds(rows, known, seen, self._memory, now_s=time.monotonic(), timing=self._timing)
         self._memory = plan.memory
+        self._unknown.tell("templates", [each.id for each in plan.decisions if isinstance(each, SpareTemplate)])
         by_id = {build.id: build for build in stored}
         for decision in plan.decisions:
             match decision:
-                case Record(id=build, seen=found):
-                    await self._record(by_id[build], listed[found])
+                case Record(id=build, seen=found, unnamed=unnamed):
+                    await self._record(by_id[build], listed[found], unnamed=unnamed)
                 case Forget(id=build):
                     _log.info("a build is no more", build=str(build), intent=by_id[build].status is Status.CREATING)
                     async with platform.db.write() as connection:
@@ -73,7 +80,7 @@ class Inventory:
         template = build.template_id if making else None
         return BuildRow(build.id, making, age_s, template, build.id in needed, busy, build.size_bytes)
 
-    async def _record(self, row: Build, message: pb.Build) -> None:
+    async def _record(self, row: Build, message: pb.Build, *, unnamed: bool) -> None:
         made, old = settled(row, message), None
         async with self._platform.db.write() as connection:
             intended = await builds.intended(connection, row.id)
@@ -86,7 +93,7 @@ class Inventory:
             if intended is not None and source is not None and row.kind is not Kind.PAUSE:
                 if source.current_build_id == row.parent_id:
                     await sandboxes.descend(connection, source.id, current=made.id)
-                if row.kind is Kind.SNAPSHOT:
+                if row.kind is Kind.SNAPSHOT and not unnamed:
                     old = await templates.remove(connection, row.team_id, row.name)
                     await templates.add(connection, template_of(source, row, made))
         if intended is not None:

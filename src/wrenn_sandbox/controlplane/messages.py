@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -126,9 +126,16 @@ def by_build(messages: Iterable[pb.Build]) -> dict[BuildId, pb.Build]:
     return {build: message for message in messages if (build := _build_id(message.build_id)) is not None}
 
 
-def seen_build(build: BuildId, message: pb.Build) -> SeenBuild:
-    """What the agent says of one build."""
-    return SeenBuild(build, frozenset(_templates(message.holders)), message.size_bytes)
+def sandboxes_of(messages: Iterable[pb.Build]) -> set[SandboxId]:
+    """Whose moments the builds are."""
+    return {sandbox for message in messages if (sandbox := _sandbox_id(message.sandbox_id)) is not None}
+
+
+def seen_build(build: BuildId, message: pb.Build, ours: Collection[SandboxId]) -> SeenBuild:
+    """What the agent says of one build; ``ours`` are the sandboxes that have a row."""
+    sandbox = _sandbox_id(message.sandbox_id)
+    foreign = sandbox is not None and sandbox not in ours
+    return SeenBuild(build, frozenset(_templates(message.holders)), message.size_bytes, foreign)
 
 
 def _templates(holders: Iterable[str]) -> Iterator[TemplateId]:
@@ -145,6 +152,14 @@ def _build_id(text: str) -> BuildId | None:
     try:
         return BuildId(UUID(text))
     except ValueError:
+        return None
+
+
+def _sandbox_id(text: str) -> SandboxId | None:
+    """None for nothing and for anything else."""
+    try:
+        return SandboxId.parse(text)
+    except Invalid:
         return None
 
 

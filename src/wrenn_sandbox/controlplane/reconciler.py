@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -18,6 +18,7 @@ from wrenn_sandbox.controlplane.intents import intent
 from wrenn_sandbox.controlplane.inventory import Inventory
 from wrenn_sandbox.controlplane.messages import lifetime_message, seen
 from wrenn_sandbox.controlplane.platform import Platform, now
+from wrenn_sandbox.controlplane.unknown import Unknown
 from wrenn_sandbox.controlplane.usecases.issue_keys import write_uses
 from wrenn_sandbox.core.errors import WrennError
 from wrenn_sandbox.core.ids import SandboxId
@@ -33,6 +34,7 @@ from wrenn_sandbox.core.reconcile import (
     NoteBuild,
     Row,
     SendLifetime,
+    Spare,
     Timing,
     decide,
     decide_unreachable,
@@ -62,6 +64,7 @@ class Reconciler:
         self._platform, self._timing = platform, timing or Timing()
         self._memory = Memory()
         self._inventory = Inventory(platform, self._timing)
+        self._unknown = Unknown()
         self._kept_books_at = float("-inf")
 
     async def run(self) -> None:
@@ -97,10 +100,20 @@ class Reconciler:
             return
         platform.contact.last_answer_s, platform.contact.answered = time.monotonic(), True
         entries = [entry for info in answer.sandboxes if (entry := seen(info)) is not None]
+        compared += await self._ended({entry.id for entry in entries} - rows.keys())
         plan = decide(compared, entries, self._memory, time.monotonic(), self._timing)
         self._memory = plan.memory
+        self._unknown.tell("sandboxes", [decision.id for decision in plan.decisions if isinstance(decision, Spare)])
         await self._carry_out(plan.decisions, rows)
         await self._note_activity(answer.sandboxes, rows)
+
+    async def _ended(self, listed: Collection[SandboxId]) -> list[Row]:
+        """The rows of those that the agent lists without a right to it. One that came to be since is none of them."""
+        if not listed:
+            return []
+        async with self._platform.db.read() as connection:
+            found = await sandboxes.some_of_any_team(connection, listed)
+        return [self._row(row) for row in found if not may_stay(row.state, row.build_id)]
 
     def _row(self, row: Sandbox) -> Row:
         age_s = (now() - row.last_updated).total_seconds()

@@ -16,7 +16,12 @@ made. Every decision about a row holds only while the row is as it was read; who
     paused       never touched                                      never touched
     error that   never touched: what it can be resumed from would   never touched
     has a build  go with it
-    ended, none  destroy, after a grace period                      nothing
+    ended        destroy, after a grace period                      nothing
+    no row       paused, or with a build: left alone, and said;     –
+                 else destroy, after a grace period
+
+Rows are never deleted. So the work of a sandbox that has none is another database's, or the database was lost: it must
+be there when the right one comes back.
 
 A pause makes a new build. So when the agent says ``paused`` with a build that the row knew already, it did not pause:
 its machine is gone, and that older moment is all there is. Nothing goes back in time by itself: it becomes an error
@@ -24,7 +29,7 @@ that offers the build for a resume.
 
 Builds are compared likewise: an intent becomes a record when the host has the build and is forgotten when it has not;
 a record of a build that the host has no more goes, unless something needs it; a template that only the host knows is
-deleted there.
+deleted there, unless it is a moment of a sandbox that has no row: then it is another database's, too.
 """
 
 from __future__ import annotations
@@ -102,6 +107,13 @@ class Destroy:
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """Leave alone what no row knows, although it could be resumed, and say so."""
+
+    id: SandboxId
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Write what a sandbox in the making waits for into its row."""
 
@@ -126,7 +138,7 @@ class SendLifetime:
     lifetime: Lifetime
 
 
-Decision = Move | Destroy | Note | NoteBuild | SendLifetime
+Decision = Move | Destroy | Spare | Note | NoteBuild | SendLifetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +180,12 @@ def may_stay(state: State | None, build: BuildId | None) -> bool:
 
 
 def decide(rows: Iterable[Row], seen: Iterable[Seen], memory: Memory, now_s: float, timing: Timing = Timing()) -> Plan:
-    """Compare the rows of a host with what its agent has just listed. Rows that may not stay may be left out."""
-    by_id = {row.id: row for row in rows if may_stay(row.state, row.build)}
+    """Compare the rows of a host with what its agent has just listed.
+
+    Of what has ended, only the rows of sandboxes that the agent lists matter.
+    """
+    known = {row.id: row for row in rows}
+    by_id = {row.id: row for row in known.values() if may_stay(row.state, row.build)}
     on_host = {entry.id: entry for entry in seen}
     decisions: list[Decision] = []
     absent: dict[SandboxId, float] = {}
@@ -187,7 +203,8 @@ def decide(rows: Iterable[Row], seen: Iterable[Seen], memory: Memory, now_s: flo
         if entry.id not in by_id:
             orphans[entry.id] = memory.orphan_since.get(entry.id, now_s)
             if now_s - orphans[entry.id] >= timing.orphan_grace_s:
-                decisions.append(Destroy(entry.id))
+                lost = entry.id not in known and _has_work(entry)
+                decisions.append(Spare(entry.id) if lost else Destroy(entry.id))
     return Plan(tuple(decisions), Memory(absent, orphans))
 
 
@@ -199,6 +216,10 @@ def decide_unreachable(rows: Iterable[Row], silent_s: float, timing: Timing = Ti
     return tuple(
         Move(row.id, row.state, State.MISSING, reason, "host_unreachable") for row in rows if row.state is State.RUNNING
     )
+
+
+def _has_work(entry: Seen) -> bool:
+    return entry.build is not None or entry.state in (State.PAUSING, State.PAUSED)
 
 
 def _present(row: Row, entry: Seen, timing: Timing) -> list[Decision]:
@@ -291,19 +312,27 @@ class BuildRow:
 
 @dataclass(frozen=True, slots=True)
 class SeenBuild:
-    """What the agent says of one durable build. ``templates`` are those that keep it."""
+    """What the agent says of one durable build. ``templates`` are those that keep it.
+
+    ``foreign``: no row knows the sandbox whose moment it is.
+    """
 
     id: BuildId
     templates: frozenset[TemplateId] = frozenset()
     size_bytes: int = 0
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The build is durable: write that down, or its new size. Of a snapshot's intent the template comes to be."""
+    """The build is durable: write that down, or its new size. Of a snapshot's intent the template comes to be.
+
+    ``unnamed``: the host kept the moment and stopped before the template had it; the name is free again.
+    """
 
     id: BuildId
     seen: BuildId  # of a paused sandbox, a snapshot keeps the build there is
+    unnamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +349,14 @@ class DeleteTemplate:
     id: TemplateId
 
 
-BuildDecision = Record | Forget | DeleteTemplate
+@dataclass(frozen=True, slots=True)
+class SpareTemplate:
+    """Leave a template alone that no row knows and that is not ours, and say so."""
+
+    id: TemplateId
+
+
+BuildDecision = Record | Forget | DeleteTemplate | SpareTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +392,11 @@ def decide_builds(
     for row in rows:
         if row.busy or (row.making and row.age_s < timing.abandoned_after_s):
             continue
-        found = holding.get(row.template) if row.template is not None else row.id if row.id in on_host else None
+        own = row.id if row.id in on_host else None
+        found = holding.get(row.template) if row.template is not None else own
+        if found is None and own is not None:
+            decisions.append(Record(row.id, own, unnamed=True))
+            continue
         if found is not None and (row.making or on_host[found].size_bytes != row.size_bytes):
             decisions.append(Record(row.id, found))
         elif found is None and not row.needed:
@@ -365,5 +405,8 @@ def decide_builds(
                 decisions.append(Forget(row.id))
     rightful = known | {row.template for row in rows if row.template is not None}
     orphans = {template: memory.orphan_since.get(template, now_s) for template in holding if template not in rightful}
-    decisions += [DeleteTemplate(t) for t, since in orphans.items() if now_s - since >= timing.orphan_grace_s]
+    for template, since in orphans.items():
+        if now_s - since >= timing.orphan_grace_s:
+            foreign = on_host[holding[template]].foreign
+            decisions.append(SpareTemplate(template) if foreign else DeleteTemplate(template))
     return BuildPlan(tuple(decisions), BuildMemory(absent, orphans))

@@ -6,7 +6,7 @@ other is told.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,8 @@ from wrenn_sandbox.db.tables import sandboxes
 
 #: States in which a sandbox is history: not listed unless asked for.
 ENDED = frozenset({State.STOPPED, State.ERROR})
+#: Ids in one query; databases bound the parameters of a statement (SQLite: 32766).
+_MAX_BOUND = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,16 @@ async def get_of_any_team(connection: AsyncConnection, sandbox: SandboxId) -> Sa
     """A sandbox whoever owns it: for the port proxy, whose callers are the public."""
     row = (await connection.execute(select(sandboxes).where(sandboxes.c.id == sandbox.value))).one_or_none()
     return _record(row) if row else None
+
+
+async def some_of_any_team(connection: AsyncConnection, ids: Iterable[SandboxId]) -> list[Sandbox]:
+    """Those of the sandboxes that have a row, whoever owns them and whatever their state: for the reconciler."""
+    wanted = [sandbox.value for sandbox in ids]
+    found: list[Sandbox] = []
+    for first in range(0, len(wanted), _MAX_BOUND):
+        query = select(sandboxes).where(sandboxes.c.id.in_(wanted[first : first + _MAX_BOUND]))
+        found += [_record(row) for row in await connection.execute(query)]
+    return found
 
 
 async def page(connection: AsyncConnection, team: TeamId, wanted: Page) -> list[Sandbox]:

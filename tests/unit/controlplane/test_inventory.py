@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.controlplane.conftest import World
 from tests.unit.controlplane.moments import a_paused_one, all_builds, build, kept, obedient, row_of
@@ -17,8 +19,9 @@ from wrenn_sandbox.controlplane.usecases.delete_snapshot import delete_snapshot
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox
 from wrenn_sandbox.controlplane.usecases.take_snapshot import take_snapshot
 from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.ids import SandboxId, TemplateId
 from wrenn_sandbox.core.reconcile import Timing
-from wrenn_sandbox.db import builds
+from wrenn_sandbox.db import builds, sandboxes
 from wrenn_sandbox.db.builds import Build, Kind, Status
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
@@ -205,5 +208,44 @@ def test_an_intent_of_a_fork_is_recorded(world) -> None:
             await Inventory(w.platform, AT_ONCE).tick()
             assert (await all_builds(w))[intended.id.value].status is Status.READY
             assert (await row_of(w, row.id)).current_build_id == intended.id
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_moment_kept_without_its_template_frees_the_name(world, needed: bool) -> None:
+    async def main() -> None:
+        async with world() as w:
+            intended = await abandoned(w)
+            if needed:  # the reconciler has seen that the sandbox has it
+                async with w.platform.db.write() as connection:
+                    await sandboxes.descend(connection, intended.sandbox_id, build=intended.id, current=intended.id)
+            listing(w, build(str(intended.id.value), str(intended.sandbox_id), holders=(str(intended.sandbox_id),)))
+            await Inventory(w.platform, AT_ONCE).tick()
+            assert await own(w) == []
+            found = (await all_builds(w))[intended.id.value]
+            assert (found.status, found.name, found.template_id) == (Status.READY, "", None)
+            assert (await row_of(w, intended.sandbox_id)).current_build_id == intended.id
+            w.agent.answers["CreateSnapshot"] = kept
+            await take_snapshot(w.platform, w.team, intended.sandbox_id, NAMED)
+
+    asyncio.run(main())
+
+
+def test_templates_of_a_lost_database_are_left_alone(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            foreign, orphan = TemplateId(UUID(int=1)), TemplateId(UUID(int=2))
+            listing(
+                w,
+                build(str(UUID(int=5)), str(SandboxId(UUID(int=6))), holders=(str(foreign),)),
+                build(str(UUID(int=7)), str(row.id), holders=(str(orphan),)),
+            )
+            with capture_logs() as said:
+                await Inventory(w.platform, AT_ONCE).tick()
+            await idle(w)
+            assert [r.template_id for r in w.agent.requests("DeleteSnapshot")] == [str(orphan.value)]
+            assert [line["some"] for line in said if "does not know" in line["event"]] == [[str(foreign)]]
 
     asyncio.run(main())

@@ -11,6 +11,7 @@ from wrenn_sandbox.controlplane.messages import (
     create_request,
     created_shape,
     is_held_by,
+    sandboxes_of,
     seen,
     seen_build,
     settled,
@@ -115,8 +116,11 @@ def test_who_keeps_a_build() -> None:
     row, template = new_sandbox(TEAM), TemplateId(UUID(int=3))
     message = pb.Build(build_id=str(BUILD.value), holders=[str(row.id), str(template), "tpl-x", "x"], size_bytes=5)
     assert by_build([message, pb.Build(build_id="x")]) == {BUILD: message}
-    found = seen_build(BUILD, message)
-    assert (found.id, found.templates, found.size_bytes) == (BUILD, {template}, 5)
+    found = seen_build(BUILD, message, {row.id})
+    assert (found.id, found.templates, found.size_bytes, found.foreign) == (BUILD, {template}, 5, False)
+    whose = pb.Build(build_id=str(BUILD.value), sandbox_id=str(row.id))
+    assert sandboxes_of([message, whose, pb.Build(sandbox_id="x")]) == {row.id}
+    assert [seen_build(BUILD, whose, ours).foreign for ours in ({row.id}, ())] == [False, True]
     assert is_held_by(message, row.id)
     assert not is_held_by(message, SandboxId(UUID(int=9))) and not is_held_by(None, row.id)
     info = pb.SandboxInfo(sandbox_id=str(row.id), status="paused", build_id=str(BUILD.value))

@@ -6,9 +6,10 @@ import asyncio
 import time
 from dataclasses import replace
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.controlplane.conftest import World
 from tests.unit.controlplane.moments import a_paused_one, all_builds, row_of
@@ -19,7 +20,7 @@ from wrenn_sandbox.controlplane.platform import now
 from wrenn_sandbox.controlplane.reconciler import Reconciler
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.core.errors import Unavailable
-from wrenn_sandbox.core.ids import TemplateId
+from wrenn_sandbox.core.ids import SandboxId, TemplateId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.reconcile import Timing
 from wrenn_sandbox.db import builds, hosts, sandboxes
@@ -104,6 +105,34 @@ def test_an_orphan_is_destroyed_and_an_abandoned_end_finished(world) -> None:
             assert (await settled(w, orphan)).state is State.STOPPED
             assert (await settled(w, ending)).state is State.STOPPED
             assert {r.sandbox_id for r in w.agent.requests("DestroySandbox")} == {str(orphan.id), str(ending.id)}
+
+    asyncio.run(main())
+
+
+def test_the_work_of_a_lost_database_is_left_alone_and_said(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            stopped = await made(w)
+            async with w.platform.db.write() as connection:
+                await sandboxes.move(connection, stopped.id, {State.RUNNING}, State.STOPPED)
+            paused, failed, ran = (replace(stopped, id=SandboxId(uuid4())) for _ in range(3))
+            listing(
+                w,
+                info(paused, "paused", build_id=BUILD),
+                info(failed, "error", build_id=BUILD),
+                info(ran),
+                info(stopped, "paused", build_id=BUILD),
+            )
+            reconciler = Reconciler(w.platform, AT_ONCE)
+            with capture_logs() as logged:
+                for _ in range(3):
+                    await reconciler.tick()
+            for row in (paused, failed, ran, stopped):
+                while w.platform.settling.is_busy(row.id):
+                    await asyncio.sleep(0)
+            assert {r.sandbox_id for r in w.agent.requests("DestroySandbox")} == {str(ran.id), str(stopped.id)}
+            (said,) = [line for line in logged if "does not know" in line["event"]]
+            assert set(said["some"]) == {str(paused.id), str(failed.id)} and "WRENN_DATABASE_URL" in said["todo"]
 
     asyncio.run(main())
 

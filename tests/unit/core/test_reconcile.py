@@ -25,6 +25,8 @@ from wrenn_sandbox.core.reconcile import (
     Seen,
     SeenBuild,
     SendLifetime,
+    Spare,
+    SpareTemplate,
     Timing,
     decide,
     decide_builds,
@@ -177,11 +179,27 @@ def test_an_abandoned_change_of_one_that_is_not_there() -> None:
     assert "resume" in move_of(later([row(State.PAUSING, build=A)], [], TIMING.absent_grace_s)).reason
 
 
-def test_what_is_paused_without_a_right_to_be_is_destroyed_after_a_grace_period() -> None:
-    seen = [Seen(TWO, State.PAUSED, build=A)]
-    assert later([], seen, TIMING.orphan_grace_s - 0.1) == ()
-    assert later([], seen, TIMING.orphan_grace_s) == (Destroy(TWO),)
-    assert once([row(State.STOPPING)], [Seen(ONE, State.PAUSED, build=A)]) == (Destroy(ONE),)
+@pytest.mark.parametrize("seen", [Seen(ONE, State.PAUSED, build=A), Seen(ONE, State.ERROR, build=A)])
+def test_what_is_kept_without_a_right_to_be_is_destroyed_after_a_grace_period(seen: Seen) -> None:
+    ended = [row(State.STOPPED, build=A)]
+    assert later(ended, [seen], TIMING.orphan_grace_s - 0.1) == ()
+    assert later(ended, [seen], TIMING.orphan_grace_s) == (Destroy(ONE),)
+    assert once([row(State.STOPPING)], [seen]) == (Destroy(ONE),)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        Seen(TWO, State.PAUSED, build=A),
+        Seen(TWO, State.PAUSED),
+        Seen(TWO, State.PAUSING),
+        Seen(TWO, State.ERROR, build=A),
+        Seen(TWO, State.RUNNING, build=A),
+    ],
+)
+def test_work_that_no_row_knows_is_another_databases(seen: Seen) -> None:
+    assert later([], [seen], TIMING.orphan_grace_s - 0.1) == ()
+    assert later([row(State.PAUSED, build=A)], [seen], 1e9) == (Spare(TWO),)
 
 
 def test_a_new_build_of_a_running_one_is_noted() -> None:
@@ -305,7 +323,14 @@ def test_an_abandoned_intent_is_settled_both_ways() -> None:
     snapshot = BuildRow(A, True, OLD, template=X)
     assert builds_once([snapshot], [SeenBuild(A, frozenset({X}))]) == (Record(A, A),)
     assert builds_once([snapshot], [SeenBuild(B, frozenset({X}))]) == (Record(A, B),), "of a paused one: what it has"
-    assert builds_once([snapshot], [SeenBuild(A)]) == (Forget(A),), "a build without its template is none"
+    assert builds_once([snapshot], []) == (Forget(A),)
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_moment_that_was_kept_without_its_template_is_a_build_like_any_other(needed: bool) -> None:
+    snapshot = BuildRow(A, True, OLD, template=X, needed=needed)
+    assert builds_once([snapshot], [SeenBuild(A)]) == (Record(A, A, unnamed=True),)
+    assert builds_once([BuildRow(A, True, YOUNG, template=X, needed=needed)], [SeenBuild(A)]) == ()
 
 
 def test_a_build_that_is_gone_is_forgotten_after_a_grace_period_unless_it_is_needed() -> None:
@@ -324,6 +349,12 @@ def test_templates_that_are_nobodys_are_deleted_after_a_grace_period() -> None:
     assert builds_later([], seen, TIMING.orphan_grace_s, X) == (DeleteTemplate(Y),)
     making = [BuildRow(A, True, YOUNG, template=Y)]
     assert builds_later(making, seen, 1e9, X) == (), "one in the making has its right"
+
+
+def test_templates_of_another_database_are_left_alone() -> None:
+    seen = [SeenBuild(A, frozenset({X}), foreign=True), SeenBuild(B, frozenset({Y}))]
+    assert set(builds_later([], seen, 1e9)) == {SpareTemplate(X), DeleteTemplate(Y)}
+    assert builds_later([], seen, TIMING.orphan_grace_s - 0.1) == builds_later([], seen, 1e9, X, Y) == ()
 
 
 def test_what_was_absent_once_begins_anew() -> None:
