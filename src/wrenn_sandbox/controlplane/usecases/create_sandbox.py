@@ -23,6 +23,8 @@ from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 CREATE_S = 600.0
 #: For clean-up after a failed create; the reconciler does it later when this does not suffice.
 CLEAN_UP_S = 15.0
+#: What comes up on a host although its row says this is ended there.
+UNWANTED = frozenset({State.STOPPING, State.STOPPED})
 
 _log = structlog.get_logger()
 
@@ -117,8 +119,7 @@ async def _made(platform: Platform, row: Sandbox, answer: pb.CreateSandboxRespon
         moved = await sandboxes.move(connection, row.id, {State.PENDING}, State.RUNNING, change)
         current = await sandboxes.get(connection, row.team_id, row.id)
     if not moved or current is None:
-        await destroy_quietly(platform, row.id)
-        raise Conflict("The sandbox was destroyed while it was being made.", slug="sandbox_destroyed")
+        current = await as_others_left_it(platform, current or row, "made")
     ticket = platform.rows.ticket()
     platform.rows.put(row.id, current, ticket)  # its first command follows at once
     return Created(current, tuple(Phase(phase.name, phase.ms) for phase in answer.phases))
@@ -129,8 +130,25 @@ async def _give_up(platform: Platform, row: Sandbox, error: WrennError) -> None:
     with suppress(WrennError):
         async with platform.db.write() as connection:
             change = Change(reason=error.message, slug=error.slug)
-            await sandboxes.move(connection, row.id, {State.PENDING}, State.ERROR, change)
+            moved = await sandboxes.move(connection, row.id, {State.PENDING}, State.ERROR, change)
+            current = await sandboxes.get(connection, row.team_id, row.id)
+        if not moved and current is not None and current.state not in UNWANTED:
+            platform.rows.drop(row.id)
+            return  # it runs, as another control plane found out although we had no answer
     await destroy_quietly(platform, row.id)
+
+
+async def as_others_left_it(platform: Platform, current: Sandbox, doing: str) -> Sandbox:
+    """A sandbox that runs on its host, and whose row another control plane moved on before us: it may be paused again.
+
+    Raises Conflict when it was destroyed meanwhile, which is the one case in which the host has to end it, or failed.
+    """
+    if current.state in UNWANTED:
+        await destroy_quietly(platform, current.id)
+        raise Conflict(f"The sandbox was destroyed while it was being {doing}.", slug="sandbox_destroyed")
+    if current.state is State.ERROR:
+        raise Conflict(f"The sandbox failed while it was being {doing}. {current.status_reason}", slug="sandbox_ended")
+    return current
 
 
 async def destroy_quietly(platform: Platform, sandbox: SandboxId) -> None:

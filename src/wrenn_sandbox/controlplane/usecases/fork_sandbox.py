@@ -12,7 +12,7 @@ import structlog
 from wrenn_sandbox.controlplane.intents import intent, is_certain
 from wrenn_sandbox.controlplane.messages import create_request, is_held_by, settled
 from wrenn_sandbox.controlplane.platform import Platform, now
-from wrenn_sandbox.controlplane.usecases.create_sandbox import CREATE_S, destroy_quietly
+from wrenn_sandbox.controlplane.usecases.create_sandbox import CREATE_S, UNWANTED, destroy_quietly
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.controlplane.usecases.set_lifetime import UNCHANGED, LifetimeChange
 from wrenn_sandbox.core.errors import Bug, WrennError
@@ -94,16 +94,16 @@ async def _fork(platform: Platform, source: Sandbox, intended: Build, children: 
         await builds.ready(connection, made)
         own = made.id if is_held_by(answer.build, source.id) else None
         await sandboxes.descend(connection, source.id, build=own, current=made.id)
-        gone = []
         for child in children:
             change = Change(host_ip=addresses[str(child.id)], started=True, current_build_id=made.id)
-            if not await sandboxes.move(connection, child.id, {State.PENDING}, State.RUNNING, change):
-                gone.append(child.id)
-        born = [await sandboxes.get(connection, source.team_id, child.id) for child in children]
+            await sandboxes.move(connection, child.id, {State.PENDING}, State.RUNNING, change)
+        rows = [await sandboxes.get(connection, source.team_id, child.id) for child in children]
     platform.rows.drop(source.id)
-    for child_id in gone:
-        await destroy_quietly(platform, child_id)
-    return [child for child in born if child is not None]
+    born = [child for child in rows if child is not None]
+    for child in born:
+        if child.state in UNWANTED:
+            await destroy_quietly(platform, child.id)
+    return born
 
 
 async def _give_up(platform: Platform, intended: Build, children: list[Sandbox], failure: Exception) -> None:

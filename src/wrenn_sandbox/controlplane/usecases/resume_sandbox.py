@@ -13,7 +13,7 @@ import structlog
 from wrenn_sandbox.controlplane.intents import is_certain
 from wrenn_sandbox.controlplane.messages import create_request
 from wrenn_sandbox.controlplane.platform import Platform
-from wrenn_sandbox.controlplane.usecases.create_sandbox import destroy_quietly
+from wrenn_sandbox.controlplane.usecases.create_sandbox import as_others_left_it
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.controlplane.usecases.set_lifetime import UNCHANGED, LifetimeChange
 from wrenn_sandbox.core.errors import Conflict, WrennError
@@ -72,10 +72,7 @@ async def restore(platform: Platform, row: Sandbox, build: BuildId, lifetime: Li
         moved = await sandboxes.move(connection, row.id, {State.RESUMING}, State.RUNNING, change)
     platform.rows.drop(row.id)
     current = await get_sandbox(platform, row.team_id, row.id)
-    if not moved and current.state is not State.RUNNING:
-        await destroy_quietly(platform, row.id)
-        raise Conflict("The sandbox was destroyed while it was being resumed.", slug="sandbox_destroyed")
-    return current
+    return current if moved else await as_others_left_it(platform, current, "resumed")
 
 
 async def _put_back(platform: Platform, row: Sandbox, error: Exception) -> None:

@@ -16,7 +16,7 @@ from wrenn_sandbox.core.ids import HostId, SandboxId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Shape
 from wrenn_sandbox.db import sandboxes, templates
-from wrenn_sandbox.db.sandboxes import Page, Sandbox
+from wrenn_sandbox.db.sandboxes import Change, Page, Sandbox
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 
@@ -139,6 +139,32 @@ def test_one_destroyed_while_it_is_made_is_destroyed(world) -> None:
             (row,) = await rows(w)
             assert row.state is State.STOPPED
             assert len(w.agent.requests("DestroySandbox")) == 2  # once by its user, once when it came to be after all
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("found", [State.RUNNING, State.PAUSED, State.ERROR])
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_another_control_plane_found_first_is_not_destroyed(world, found: State, answered: bool) -> None:
+    async def main() -> None:
+        async with world() as w:
+
+            async def make(request: pb.CreateSandboxRequest) -> pb.CreateSandboxResponse:
+                async with w.platform.db.write() as connection:
+                    sandbox = SandboxId.parse(request.sandbox_id)
+                    await sandboxes.move(connection, sandbox, {State.PENDING}, found, Change("broke", "vmm_died"))
+                if not answered:
+                    raise Unavailable("silent")
+                return running(request)
+
+            w.agent.answers["CreateSandbox"] = make
+            if answered and found is not State.ERROR:
+                assert (await create_sandbox(w.platform, w.team, Wish())).sandbox.state is found
+            else:
+                with pytest.raises(Conflict if answered else Unavailable):
+                    await create_sandbox(w.platform, w.team, Wish())
+            (row,) = await rows(w)
+            assert row.state is found and w.agent.requests("DestroySandbox") == []
 
     asyncio.run(main())
 

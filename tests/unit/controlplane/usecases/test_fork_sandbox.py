@@ -188,3 +188,22 @@ def test_a_child_destroyed_before_it_is_born_is_destroyed(world) -> None:
             assert [r.sandbox_id for r in w.agent.requests("DestroySandbox")] == doomed * 2
 
     asyncio.run(main())
+
+
+def test_a_child_that_another_control_plane_found_first_is_not_destroyed(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            source = await made(w)
+
+            async def fork(request: pb.ForkSandboxRequest) -> pb.ForkSandboxResponse:
+                async with w.platform.db.write() as connection:
+                    child = SandboxId.parse(request.children[0].sandbox_id)
+                    await sandboxes.move(connection, child, {State.PENDING}, State.RUNNING)
+                return forked(request)
+
+            w.agent.answers["ForkSandbox"] = fork
+            children = await fork_sandbox(w.platform, w.team, source.id, ForkWish(2))
+            assert [child.state for child in children] == [State.RUNNING] * 2
+            assert w.agent.requests("DestroySandbox") == []
+
+    asyncio.run(main())

@@ -161,3 +161,27 @@ def test_one_destroyed_while_it_is_resumed_is_destroyed(world) -> None:
             assert len(w.agent.requests("DestroySandbox")) == 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("found", [State.RUNNING, State.PAUSED, State.ERROR])
+def test_what_another_control_plane_found_first_is_not_destroyed(world, found: State) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await a_paused_one(w)
+
+            async def resume(request: pb.ResumeSandboxRequest) -> pb.ResumeSandboxResponse:
+                async with w.platform.db.write() as connection:
+                    await sandboxes.move(connection, row.id, {State.RESUMING}, found, Change("broke", "vmm_died"))
+                return resumed(request)
+
+            w.agent.answers["ResumeSandbox"] = resume
+            if found is State.ERROR:
+                with pytest.raises(Conflict) as caught:
+                    await resume_sandbox(w.platform, w.team, row.id)
+                assert caught.value.slug == "sandbox_ended" and "broke" in caught.value.message
+            else:
+                assert (await resume_sandbox(w.platform, w.team, row.id)).state is found
+            assert (await row_of(w, row.id)).state is found
+            assert w.agent.requests("DestroySandbox") == [], "its work would go with it"
+
+    asyncio.run(main())
