@@ -9,6 +9,8 @@ from wrenn_sandbox.core.errors import Invalid
 
 VCPU_CHOICES = (1, 2, 4, 8)
 MEMORY_MIB_CHOICES = (256, 512, 1024, 2048, 4096, 8192)
+#: Of one fork.
+MAX_CHILDREN = 100
 
 
 class TimeoutAction(Enum):

@@ -60,6 +60,8 @@ DRAIN_LIMIT_S = 2.0
 #: After a pause that failed, the timer that asked for it asks again: at first after so long, then after twice that, ...
 _PAUSE_AGAIN_S, _PAUSE_AGAIN_AT_MOST_S = 5.0, 300.0
 _LOOK_AGAIN_S = 30.0
+#: Whoever uses a sandbox that is being taken over from an earlier agent waits so long.
+TAKE_OVER_LIMIT_S = 30.0
 
 _REASONS = {
     Ending.IDLE: "It was not used for its idle timeout.",
@@ -93,6 +95,7 @@ class Sandbox:
         self.ended_at_s: float | None = None  # monotonic
         self.watch = Stopwatch()
         self.timers = Timers(request.spec.lifetime, time.monotonic())
+        self.left = Claims()  # what an earlier agent's machine needs, until it is taken over
         self.failure: WrennError | None = None  # why it was never started
         self.operation: Operation | None = None  # under way
         self._host = host
@@ -134,7 +137,7 @@ class Sandbox:
         if self.operation is not None and self.operation.action is Action.ROLLBACK:
             builds.add(self.operation.build_id)
         if (parts := self._parts) is None:
-            return Claims(frozenset(builds))
+            return Claims(self.left.builds | builds, self.left.memories)
         return Claims(frozenset({*builds, *parts.ground.stands_on}), frozenset({parts.ground.memory}))
 
     @property
@@ -147,6 +150,14 @@ class Sandbox:
         await self._started.wait()
         if self.failure is not None:
             raise self.failure
+
+    async def _taken_over(self) -> None:
+        try:
+            async with asyncio.timeout(TAKE_OVER_LIMIT_S):
+                await self.started()
+        except TimeoutError as error:
+            message = "This host agent still takes the sandbox over from another; try again."
+            raise Unavailable(message, slug="agent_starting", retry_after_s=5) from error
 
     def stop(self) -> None:
         """Begin its end. What it was doing is cancelled; ``ended`` tells when nothing is left."""
@@ -185,8 +196,8 @@ class Sandbox:
         When the guest breaks off because the sandbox ends, the error says that and not what broke.
         """
         lifecycle.require(self.state, Action.USE)
-        if not self._started.is_set():  # it is being taken over from an agent that died
-            await self.started()
+        if not self._started.is_set():
+            await self._taken_over()
             lifecycle.require(self.state, Action.USE)
         if (parts := self._parts) is None:
             raise Bug("A running sandbox has no parts.")
@@ -447,6 +458,11 @@ class Sandbox:
         if state is not self.state and state not in lifecycle.TRANSITIONS[self.state]:
             log.error("state out of order", sandbox=str(self.request.id), was=self.state.value, now=state.value)
         self.state = state
+
+
+def parts_of(sandbox: Sandbox) -> Parts | None:
+    """What it runs on, to be looked at and not to be used; None while it does not run."""
+    return sandbox._parts
 
 
 async def _release(stack: AsyncExitStack, request: Request) -> None:

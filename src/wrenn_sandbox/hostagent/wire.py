@@ -12,6 +12,7 @@ from wrenn_sandbox.core.errors import Invalid
 from wrenn_sandbox.core.ids import BASE_TEMPLATE_ID, BuildId, SandboxId, TemplateId
 from wrenn_sandbox.core.spec import (
     DEFAULT_SHAPE,
+    MAX_CHILDREN,
     Egress,
     Lifetime,
     NetworkPolicy,
@@ -22,7 +23,7 @@ from wrenn_sandbox.core.spec import (
 from wrenn_sandbox.hostagent.builds import Kept
 from wrenn_sandbox.hostagent.guest_processes import Command, ProcessRef, Terminal
 from wrenn_sandbox.hostagent.request import Request
-from wrenn_sandbox.hostagent.sandbox import Sandbox
+from wrenn_sandbox.hostagent.sandbox import Sandbox, parts_of
 from wrenn_sandbox.hostagent.templates import TEMPLATE_NAME
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 from wrenn_sandbox.vmm.driver import Capabilities
@@ -94,10 +95,12 @@ def resume_request(message: pb.ResumeSandboxRequest, limits: Capabilities) -> Re
 
 
 def children(message: pb.ForkSandboxRequest, limits: Capabilities) -> list[Request]:
-    """The sandboxes to make of one: at least one, none twice."""
+    """The sandboxes to make of one: at least one, none twice, not too many."""
     requests = [create_request(child, limits, from_build=True) for child in message.children]
     if not requests or len({request.id for request in requests}) < len(requests):
         raise Invalid("A fork needs children, and each an id of its own.", slug="invalid_id")
+    if len(requests) > MAX_CHILDREN:
+        raise Invalid(f"A fork makes at most {MAX_CHILDREN} children: fork again for more.", slug="invalid_size")
     return requests
 
 
@@ -283,6 +286,8 @@ def sandbox_info(sandbox: Sandbox, unix_offset_s: float) -> pb.SandboxInfo:
     """A sandbox for ListSandboxes; ``unix_offset_s`` is wall-clock less monotonic time."""
     spec = sandbox.request.spec
     limits = sandbox.timers.lifetime
+    parts = parts_of(sandbox)
+    descends = parts is not None and bool(parts.ground.parent.parent)  # a base template descends from nothing
     return pb.SandboxInfo(
         sandbox_id=str(sandbox.request.id),
         status=sandbox.state.value,
@@ -304,4 +309,5 @@ def sandbox_info(sandbox: Sandbox, unix_offset_s: float) -> pb.SandboxInfo:
         ),
         progress=sandbox.watch.doing,
         build_id=str(sandbox.build_id) if sandbox.build_id else "",
+        current_build_id=str(parts.ground.parent_id) if parts is not None and descends else "",
     )

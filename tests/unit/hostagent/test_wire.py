@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.hostagent.world import CAPABILITIES
 from wrenn_sandbox.core.errors import Invalid
-from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy, Shape, TimeoutAction
+from wrenn_sandbox.core.spec import MAX_CHILDREN, Egress, Lifetime, NetworkPolicy, Shape, TimeoutAction
 from wrenn_sandbox.hostagent import wire
 from wrenn_sandbox.hostagent.guest_processes import Terminal
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
@@ -126,3 +126,12 @@ def test_terminals_and_timeouts() -> None:
     assert slug_of(lambda: wire.terminal(20_000, 1)) == "invalid_size"
     assert (wire.timeout_s(0, 30.0), wire.timeout_s(5, 30.0), wire.timeout_s(0, None)) == (30.0, 5.0, None)
     assert slug_of(lambda: wire.timeout_s(-1, None)) == "invalid_timeout"
+
+
+def test_a_fork_has_from_one_to_a_hundred_children() -> None:
+    def of(count: int) -> pb.ForkSandboxRequest:
+        return pb.ForkSandboxRequest(children=[create() for _ in range(count)])
+
+    assert len(wire.children(of(MAX_CHILDREN), CAPABILITIES)) == MAX_CHILDREN == 100
+    assert slug_of(lambda: wire.children(of(MAX_CHILDREN + 1), CAPABILITIES)) == "invalid_size"
+    assert slug_of(lambda: wire.children(of(0), CAPABILITIES)) == "invalid_id"

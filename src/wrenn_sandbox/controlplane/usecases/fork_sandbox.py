@@ -15,22 +15,21 @@ from wrenn_sandbox.controlplane.platform import Platform, now
 from wrenn_sandbox.controlplane.usecases.create_sandbox import CREATE_S, UNWANTED, destroy_quietly
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.controlplane.usecases.set_lifetime import UNCHANGED, LifetimeChange
-from wrenn_sandbox.core.errors import Bug, WrennError
+from wrenn_sandbox.core.errors import Bug, Invalid, WrennError
 from wrenn_sandbox.core.ids import SandboxId, TeamId
 from wrenn_sandbox.core.lifecycle import Action, State, require
+from wrenn_sandbox.core.spec import MAX_CHILDREN
 from wrenn_sandbox.db import builds, sandboxes
 from wrenn_sandbox.db.builds import Build, Kind
 from wrenn_sandbox.db.sandboxes import Change, Sandbox
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
-
-MAX_CHILDREN = 100
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class ForkWish:
-    """How many children, and what their timeouts shall be beside their source's."""
+    """How many children, 1 to ``MAX_CHILDREN``, and what their timeouts shall be beside their source's."""
 
     count: int
     lifetime: LifetimeChange = UNCHANGED
@@ -39,8 +38,11 @@ class ForkWish:
 async def fork_sandbox(platform: Platform, team: TeamId, sandbox: SandboxId, wish: ForkWish) -> list[Sandbox]:
     """The children, running. The source goes on, or stays paused.
 
-    Raises NotFound, Conflict (``invalid_state``), or what the host says: then there is no child.
+    Raises Invalid (``invalid_size``), NotFound, Conflict (``invalid_state``), or what the host says: then there is no
+    child.
     """
+    if not 1 <= wish.count <= MAX_CHILDREN:
+        raise Invalid(f"A fork makes 1 to {MAX_CHILDREN} children: fork again for more.", slug="invalid_size")
     source = await get_sandbox(platform, team, sandbox)
     require(source.state, Action.FORK)
     children = [_child(source, wish.lifetime) for _ in range(wish.count)]

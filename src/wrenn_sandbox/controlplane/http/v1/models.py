@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from wrenn_sandbox.core.spec import Egress, TimeoutAction
+from wrenn_sandbox.core.spec import MAX_CHILDREN, Egress, TimeoutAction
 
 YEAR_S = 366 * 24 * 3600
 _MAX_ENVIRONMENT_CHARS = 256 * 1024
@@ -135,7 +135,9 @@ class TakeSnapshot(Body):
 class ForkSandbox(Timeouts):
     """How many children, and their timeouts; what is absent is as their source has it."""
 
-    count: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    count: Annotated[int, Field(strict=True, ge=1, le=MAX_CHILDREN)] = Field(
+        1, description="All of them are made, or none."
+    )
 
 
 class RollBackSandbox(Body):
