@@ -282,7 +282,8 @@ def test_a_stop_is_heard_through_a_full_inbox(world: FakeWorld, run) -> None:
     run(work)
 
 
-def test_a_release_that_fails_keeps_nothing_else_from_being_released(world: FakeWorld, run) -> None:
+@pytest.mark.parametrize("end", [State.STOPPED, State.PAUSED])
+def test_a_release_that_fails_keeps_nothing_else_from_being_released(world: FakeWorld, run, end: State) -> None:
     async def work() -> None:
         link = world.link
 
@@ -297,9 +298,13 @@ def test_a_release_that_fails_keeps_nothing_else_from_being_released(world: Fake
         async with asyncio.TaskGroup() as group:
             group.create_task(sandbox.run())
             await sandbox.started()
-            sandbox.stop()
-        assert sandbox.state is State.STOPPED
-        world.assert_nothing_left()
+            if end is State.PAUSED:  # durable already: nothing after that makes it undone
+                made = await sandbox.ask(Operation(Action.PAUSE, uuid4())).settled()
+                assert world.store.held() == {str(sandbox.request.id): made.build.id}
+            else:
+                sandbox.stop()
+        assert sandbox.state is end
+        world.assert_nothing_left(builds=1 if end is State.PAUSED else 0)
 
     run(work)
 
