@@ -132,6 +132,19 @@ def test_a_pause_frees_everything_and_a_second_one_is_refused(wrenn: Platform, s
     assert wrenn.run(sandbox, "true")["exit_code"] == 0
 
 
+def test_an_idle_sandbox_is_paused_and_goes_on_in_another_slot(wrenn: Platform) -> None:
+    made = wrenn.create(timeout_sec=2)
+    sandbox = made["id"]
+    wrenn.sh(sandbox, "echo here >/dev/shm/ram")
+    deadline = time.monotonic() + 60
+    while (seen := wrenn.client.get(f"/v1/sandboxes/{sandbox}").json())["status"] != "paused":
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.2)
+    assert seen["status_slug"] == "idle_timeout"
+    assert resume(wrenn, sandbox)["host_ip"] != made["host_ip"], "slots go round: it comes back in another"
+    assert wrenn.sh(sandbox, "cat /dev/shm/ram") == "here\n"
+
+
 def test_a_running_program_goes_on_and_its_port_answers_again(wrenn: Platform, sandbox: str) -> None:
     serve = "nohup python3 -m http.server --bind 127.0.0.1 8123 >/dev/null 2>&1"
     wrenn.sh(sandbox, f"cd /tmp && echo here >index.html && {serve} & sleep 1")
