@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from sqlalchemy import event
 
 from wrenn_sandbox.controlplane.app import api as web
 from wrenn_sandbox.controlplane.http.edge import Edge
@@ -21,9 +23,9 @@ from wrenn_sandbox.controlplane.platform import Contact, Platform
 from wrenn_sandbox.controlplane.settling import settling
 from wrenn_sandbox.controlplane.usecases.issue_keys import new_key
 from wrenn_sandbox.controlplane.usecases.set_up import set_up
-from wrenn_sandbox.core.ids import HostId, TeamId
-from wrenn_sandbox.db import accounts, hosts
-from wrenn_sandbox.db.engine import open_database
+from wrenn_sandbox.core.ids import EntityId, HostId, TeamId
+from wrenn_sandbox.db import accounts
+from wrenn_sandbox.db.engine import Database, open_database
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 
@@ -84,54 +86,122 @@ class World:
 Opener = Callable[[], Any]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """A set-up database, to be copied, and what is in it."""
+
+    path: Path
+    team: TeamId
+    host: HostId
+    key: str
+
+
+@dataclass
+class Shelf:
+    """Databases and web applications that no test uses now: what SQLAlchemy and FastAPI work out once stays known."""
+
+    folder: Path
+    databases: list[tuple[Path, Database]] = field(default_factory=list)
+    applications: list[FastAPI] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def database(self, origin: Path) -> AsyncIterator[Database]:
+        """One with the content of ``origin``; its connections are closed on leaving, and the file goes."""
+        path, database = self.databases.pop() if self.databases else await self._new()
+        shutil.copy(origin, path)
+        try:
+            yield database
+        finally:
+            await database.engine.dispose()
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            self.databases.append((path, database))
+
+    async def _new(self) -> tuple[Path, Database]:
+        path = self.folder / f"{uuid4().hex}.db"
+        async with open_database(f"sqlite:///{path}") as database:
+            # The contract tests sync for real; here a disk would only take its time.
+            event.listen(database.engine.sync_engine, "connect", _never_sync)
+        return path, database
+
+    @contextmanager
+    def application(self, platform: Platform | None) -> Iterator[FastAPI]:
+        """The API of ``platform``; without one it can only describe itself."""
+        application = self.applications.pop() if self.applications else web()
+        application.state.platform = platform
+        yield application
+        self.applications.append(application)
+
+
+def _never_sync(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF").close()
+
+
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set-up database, to be copied."""
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Origin:
     path = tmp_path_factory.mktemp("db") / "wrenn.db"
 
-    async def main() -> None:
+    async def main() -> Origin:
         async with open_database(f"sqlite:///{path}") as database:
-            await set_up(database, "http://agent.test", None)
+            host = await set_up(database, "http://agent.test", None)
+            async with database.read() as connection:
+                found = await accounts.first_owner(connection)
+            assert found is not None
+            issued = await new_key(database, *found, "test")
+        return Origin(path, found[0], host, issued.secret)
 
-    asyncio.run(main())
-    return path
+    return asyncio.run(main())
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("databases"))
 
 
 @pytest.fixture
-def world(migrated: Path, tmp_path: Path) -> Opener:
+def world(origin: Origin, shelf: Shelf, tmp_path: Path) -> Opener:
     """Opens a fresh world; for use inside ``asyncio.run``."""
 
     @asynccontextmanager
     async def open_() -> AsyncIterator[World]:
-        path = tmp_path / f"{uuid4().hex}.db"
-        shutil.copy(migrated, path)
-        async with open_database(f"sqlite:///{path}") as database, settling() as begun:
-            async with database.write() as connection:
-                found = await accounts.first_owner(connection)
-                assert found is not None
-                host = await hosts.ensure(connection, HostId(uuid4()), "http://agent.test", found[1])
+        async with shelf.database(origin.path) as database, settling() as begun:
             agent = ScriptedAgent()
-            contact = Contact(time.monotonic())
-            platform = Platform(database, agent, host, begun, contact)  # type: ignore[arg-type]
-            issued = await new_key(database, *found, "test")
-            yield World(platform, agent, found[0], issued.secret, tmp_path)
+            platform = Platform(database, agent, origin.host, begun, Contact(time.monotonic()))  # type: ignore[arg-type]
+            yield World(platform, agent, origin.team, origin.key, tmp_path)
 
     return open_
 
 
 @pytest.fixture
-def api(world: Opener) -> Opener:
+def api(world: Opener, shelf: Shelf) -> Opener:
     """Opens a world and an HTTP client of its API that needs no socket."""
 
     @asynccontextmanager
     async def open_() -> AsyncIterator[tuple[World, httpx.AsyncClient]]:
         async with world() as opened:
-            app = httpx.ASGITransport(Edge(web(opened.platform)))
-            headers = {"X-API-Key": opened.key}
-            async with httpx.AsyncClient(transport=app, base_url="http://api.test", headers=headers) as client:
-                yield opened, client
+            with shelf.application(opened.platform) as application:
+                transport = httpx.ASGITransport(Edge(application))
+                headers = {"X-API-Key": opened.key}
+                async with httpx.AsyncClient(
+                    transport=transport, base_url="http://api.test", headers=headers
+                ) as client:
+                    yield opened, client
 
     return open_
+
+
+@pytest.fixture
+def bare(shelf: Shelf) -> Iterator[FastAPI]:
+    with shelf.application(None) as application:
+        yield application
+
+
+async def all_settled(world: World, *subjects: EntityId) -> None:
+    """Wait for the work that was begun about ``subjects``, or about anything."""
+    settling = world.platform.settling
+    while any(map(settling.is_busy, subjects)) if subjects else settling._busy:
+        await asyncio.wait(settling._group._tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)  # what it calls when it is done comes next
 
 
 def running(request: pb.CreateSandboxRequest) -> pb.CreateSandboxResponse:

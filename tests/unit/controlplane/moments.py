@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
-from tests.unit.controlplane.conftest import World
+from tests.unit.controlplane.conftest import World, all_settled
 from tests.unit.controlplane.usecases.test_find_sandboxes import made
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.controlplane.usecases.pause_sandbox import pause_sandbox
@@ -114,5 +114,4 @@ async def left_by_its_caller(
         caller.cancel()
     assert w.platform.settling.is_busy(sandbox)
     go.set()
-    while w.platform.settling.is_busy(sandbox):
-        await asyncio.sleep(0)
+    await all_settled(w, sandbox)

@@ -4,20 +4,19 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-from wrenn_sandbox.controlplane.app import api as web
 from wrenn_sandbox.controlplane.http.docs import as_text, describe, page
 from wrenn_sandbox.controlplane.http.routes import HTTP, LIVE
 
 CHECKED_IN = Path(__file__).resolve().parents[4] / "docs" / "openapi.json"
 
 
-def test_the_checked_in_document_is_the_present_one() -> None:
-    made = as_text(describe(web()))
+def test_the_checked_in_document_is_the_present_one(bare) -> None:
+    made = as_text(describe(bare))
     assert made == CHECKED_IN.read_text(), "run: python -m wrenn_sandbox.controlplane openapi > docs/openapi.json"
 
 
-def test_it_has_every_endpoint_with_its_errors_and_its_key() -> None:
-    document = describe(web())
+def test_it_has_every_endpoint_with_its_errors_and_its_key(bare) -> None:
+    document = describe(bare)
     listed = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
     assert listed == {(e.method, e.path) for e in HTTP}
     for path, operations in document["paths"].items():
@@ -27,8 +26,8 @@ def test_it_has_every_endpoint_with_its_errors_and_its_key() -> None:
     assert "ValidationError" not in json.dumps(document)
 
 
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere() -> None:
-    text = page(describe(web()))
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(bare) -> None:
+    text = page(describe(bare))
     seen: set[str] = set()
     ids: set[str] = set()
 

@@ -9,7 +9,6 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from wrenn_sandbox.controlplane.app import api as web
 from wrenn_sandbox.controlplane.http.auth import Access
 from wrenn_sandbox.controlplane.http.routes import CAPSULES, HTTP, LIVE, SANDBOXES
 
@@ -32,9 +31,9 @@ def twice(path: str) -> set[str]:
     return both if path.startswith(SANDBOXES) else {path}
 
 
-def test_every_route_is_in_the_table() -> None:
+def test_every_route_is_in_the_table(bare) -> None:
     served, sockets, others = set(), set(), set()
-    for route in web().routes:
+    for route in bare.routes:
         if isinstance(route, APIWebSocketRoute):
             sockets.add(route.path)
         elif isinstance(route, APIRoute):
@@ -66,10 +65,10 @@ def test_every_endpoint_wants_what_the_table_says(api) -> None:
 
 
 @pytest.mark.parametrize("live", LIVE, ids=lambda e: e.path)
-def test_every_socket_wants_a_key_first(live) -> None:
+def test_every_socket_wants_a_key_first(live, bare) -> None:
     assert live.access is Access.TEAM_KEY_OR_FIRST_MESSAGE
     for path in twice(live.path):
-        with TestClient(web()).websocket_connect(filled(path)) as socket:
+        with TestClient(bare).websocket_connect(filled(path)) as socket:
             socket.send_json({"type": "start", "cmd": "true"})
             assert socket.receive_json()["code"] == "unauthorized"
             with pytest.raises(WebSocketDisconnect) as caught:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.test_builds import new_template
-from tests.unit.controlplane.conftest import World, running
+from tests.unit.controlplane.conftest import World, all_settled, running
 from wrenn_sandbox.controlplane.usecases.create_sandbox import Wish, create_sandbox
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, Invalid, NotFound, Unavailable, WrennError
@@ -116,8 +116,7 @@ def test_a_caller_who_leaves_leaves_nothing_half_made(world, outcome: str) -> No
             (row,) = await rows(w)
             assert row.state is State.PENDING and w.platform.settling.is_busy(row.id)
             go.set()
-            while w.platform.settling.is_busy(row.id):
-                await asyncio.sleep(0)
+            await all_settled(w, row.id)
             (row,) = await rows(w)
             assert row.state is (State.RUNNING if outcome == "made" else State.ERROR)
 

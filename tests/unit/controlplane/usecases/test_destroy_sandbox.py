@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.controlplane.conftest import World, running
+from tests.unit.controlplane.conftest import World, all_settled, running
 from wrenn_sandbox.controlplane.usecases.create_sandbox import Wish, create_sandbox
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
@@ -71,8 +71,7 @@ def test_a_caller_who_leaves_does_not_stop_it(world) -> None:
                 await asked.wait()
                 caller.cancel()
             go.set()
-            while w.platform.settling.is_busy(sandbox):
-                await asyncio.sleep(0)
+            await all_settled(w, sandbox)
             assert await state_of(w, sandbox) is State.STOPPED
 
     asyncio.run(main())

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.controlplane.conftest import World
+from tests.unit.controlplane.conftest import World, all_settled
 from tests.unit.controlplane.moments import a_paused_one, all_builds, build, kept, left_by_its_caller, obedient, row_of
 from tests.unit.controlplane.usecases.test_find_sandboxes import STRANGER, made, move
 from wrenn_sandbox.controlplane.usecases.create_sandbox import Wish, create_sandbox
@@ -31,8 +31,7 @@ async def own(w: World) -> list[Template]:
 
 async def idle(w: World) -> None:
     """Let what was begun without a caller come to its end."""
-    while w.platform.settling._busy:
-        await asyncio.sleep(0)
+    await all_settled(w)
 
 
 def test_the_template_appears_when_its_build_is_durable_and_the_sandbox_runs_on(world) -> None:
