@@ -285,6 +285,7 @@ class QemuBench(Bench):
         "overlay": "blockdev-snapshot",
         "settle": "remove-fd",
         "resume": "cont",
+        "adopt": "query-block",
     }
 
     @contextmanager

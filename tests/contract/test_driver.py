@@ -399,6 +399,33 @@ def test_the_next_agent_adopts_a_machine_that_went_on(bench: Bench, orphan) -> N
     _run(main)
 
 
+def test_an_adoption_that_fails_or_is_given_up_leaves_the_machine_to_the_next_try(bench: Bench, orphan) -> None:
+    spec, pid = orphan
+    before = {path.name for path in spec.run_dir.iterdir()}
+
+    async def refuse() -> None:
+        raise Unavailable("no", slug="vmm_unresponsive")
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        with bench.failing("adopt", refuse), pytest.raises(Unavailable):
+            async with bench.driver.adopt(spec, pid):
+                raise AssertionError("it was adopted")
+        assert _alive(pid)
+        with bench.failing("adopt", hang), pytest.raises(TimeoutError):
+            async with asyncio.timeout(1), bench.driver.adopt(spec, pid):
+                raise AssertionError("it was adopted")
+        assert _alive(pid) and before <= {path.name for path in spec.run_dir.iterdir()}
+        async with bench.driver.adopt(spec, pid) as machine:
+            await ticking(machine)
+            await _still_whole(bench, machine, spec.files.disk)
+        assert not _alive(pid)
+
+    _run(main)
+
+
 def test_leaving_an_adopted_machine_ends_it(bench: Bench, orphan) -> None:
     spec, pid = orphan
 

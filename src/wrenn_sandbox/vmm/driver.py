@@ -1,7 +1,8 @@
 """What the host agent asks of a VMM, whatever it is.
 
 ``boot``, ``restore`` and ``adopt`` are contexts: when one is left, by return, error or cancel, the VMM is dead and
-reaped and its jail is gone. A machine may die earlier by itself; ``Machine.wait`` returns then.
+reaped and its jail is gone. Only an ``adopt`` that was never entered ends nothing. A machine may die earlier by itself;
+``Machine.wait`` returns then.
 """
 
 from __future__ import annotations
@@ -144,5 +145,6 @@ class Driver(Protocol):
         """Take over a VMM that another agent process started; raises NotFound (``vmm_gone``) when it is not alive.
 
         It may be stopped: an agent can die in the middle of a snapshot. Which of its files it writes to is asked of
-        the VMM, whatever ``spec.files.disk`` says.
+        the VMM, whatever ``spec.files.disk`` says. When it cannot be taken over, by whatever error or cancel, it is
+        left as it is: try again.
         """

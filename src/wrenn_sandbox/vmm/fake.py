@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 from wrenn_sandbox.core.artefacts import Platform
@@ -42,7 +42,7 @@ def envd_command(spec: MachineSpec) -> tuple[str, ...]:
     return (sys.executable, "-m", "wrenn_sandbox.envd", "--not-a-guest", *where)
 
 
-#: Called with the name of a step before it is done: start, patch, load, pause, state, overlay, resume.
+#: Called with the name of a step before it is done: start, patch, load, pause, state, overlay, resume, adopt.
 Faults = Callable[[str], Awaitable[None]]
 
 
@@ -234,12 +234,23 @@ class FakeDriver:
         record.confirmed(spec.run_dir, pid)
         become_subreaper()
         async with AsyncExitStack() as stack:
-            stack.enter_context(record.kept(spec.run_dir, DISK_NOTE))
-            process = await stack.enter_async_context(_tree(keeper.parent(pid)))
+            dead = stack.enter_context(ExitStack())  # what is to be done when it has ended
+            process = await stack.enter_async_context(_tree(_keeper_of(pid), spared=True))
+            await self._faults("adopt")
             console = stack.enter_context(found_log(pid, 1))
             where = ram.locate(process.pid, spec.files.memory)
+            dead.enter_context(record.kept(spec.run_dir, DISK_NOTE))
+            process.spared = False
             disk = FakeDisk(spec.run_dir)
             yield FakeMachine(process, pid, console, disk=disk, ram=where, faults=self._faults)
+
+
+def _keeper_of(pid: int) -> int:
+    """The keeper of envd ``pid``; raises NotFound (``vmm_gone``) when that is dead and somebody else's parent now."""
+    above = keeper.parent(pid)
+    if os.fsencode(keeper.__file__) not in Path(f"/proc/{above}/cmdline").read_bytes():
+        raise NotFound(f"The keeper of {pid} has ended.", slug="vmm_gone")
+    return above
 
 
 class _Kept:
@@ -300,20 +311,21 @@ async def _answering(machine: FakeMachine, process: Process, spec: MachineSpec) 
 
 
 @asynccontextmanager
-async def _tree(pid: int) -> AsyncIterator[Process]:
-    """Hold the keeper ``pid``; when the context is left it and all below it is dead and reaped."""
+async def _tree(pid: int, *, spared: bool = False) -> AsyncIterator[Process]:
+    """Hold the keeper ``pid``; when the context is left it and all below it is dead and reaped, unless it is spared."""
     below: list[int] = []
     try:
-        async with AsyncExitStack() as stack, watch(pid) as process:
+        async with AsyncExitStack() as stack, watch(pid, spared=spared) as process:
             try:
                 yield process
             finally:
-                process.signal(signal.SIGSTOP)
-                keeper.await_halt(pid)
-                below += keeper.stop(pid)
-                for child in below:
-                    with contextlib.suppress(NotFound):  # a zombie that the keeper had just reaped
-                        await stack.enter_async_context(watch(child))
+                if not process.spared:
+                    process.signal(signal.SIGSTOP)
+                    keeper.await_halt(pid)
+                    below += keeper.stop(pid)
+                    for child in below:
+                        with contextlib.suppress(NotFound):  # a zombie that the keeper had just reaped
+                            await stack.enter_async_context(watch(child))
             # Now the keeper is dead and what was below it is ours to kill and reap.
     finally:
         _reap(below)

@@ -28,7 +28,8 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _FIRST_FREE_FD = 64  # above every number a child is given
 #: Python ignores these two; an ignored signal stays ignored across exec.
 _RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-_START_TIME_FIELD = 19  # starttime, counted from field 3 of proc_pid_stat(5)
+_STATE_FIELD, _START_TIME_FIELD = 0, 19  # state and starttime, counted from field 3 of proc_pid_stat(5)
+_DEAD = "ZX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,24 @@ class Identity:
 
 def identify(pid: int) -> Identity:
     """The identity of a live or unreaped process; raises NotFound (``vmm_gone``)."""
+    return Identity(pid, int(_stat(pid)[_START_TIME_FIELD]))
+
+
+def lives(identity: Identity) -> bool:
+    """Whether this very process runs: neither another of its number nor one that is dead and not reaped yet."""
+    try:
+        fields = _stat(identity.pid)
+    except NotFound:
+        return False
+    return fields[_STATE_FIELD] not in _DEAD and int(fields[_START_TIME_FIELD]) == identity.start_ticks
+
+
+def _stat(pid: int) -> list[str]:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound(f"There is no process {pid}.", slug="vmm_gone") from error
-    return Identity(pid, int(stat.rpartition(")")[2].split()[_START_TIME_FIELD]))
+    return stat.rpartition(")")[2].split()
 
 
 def become_subreaper() -> None:
@@ -78,10 +92,11 @@ def start(argv: Sequence[str], *, fds: Mapping[int, int], env: Mapping[str, str]
 
 
 class Process:
-    """A process held by its pidfd. Made by ``watch``."""
+    """A process held by its pidfd. Made by ``watch``. One that is ``spared`` lives on when it is held no more."""
 
-    def __init__(self, identity: Identity, pidfd: int) -> None:
+    def __init__(self, identity: Identity, pidfd: int, *, spared: bool = False) -> None:
         self.identity = identity
+        self.spared = spared
         self._pidfd = pidfd
         self._ended = asyncio.Event()
         self._code: int | None = None
@@ -163,8 +178,8 @@ class Process:
 
 
 @asynccontextmanager
-async def watch(pid: int, expected: Identity | None = None) -> AsyncIterator[Process]:
-    """Hold process ``pid``, a child or not; when the context is left it is dead and reaped.
+async def watch(pid: int, expected: Identity | None = None, *, spared: bool = False) -> AsyncIterator[Process]:
+    """Hold process ``pid``, a child or not; when the context is left it is dead and reaped, unless it is ``spared``.
 
     Raises NotFound (``vmm_gone``) when there is none, or when it is not ``expected``.
     """
@@ -179,12 +194,13 @@ async def watch(pid: int, expected: Identity | None = None) -> AsyncIterator[Pro
     except BaseException:
         os.close(pidfd)
         raise
-    process = Process(identity, pidfd)
+    process = Process(identity, pidfd, spared=spared)
     try:
         yield process
     finally:
         try:
-            await process.kill()
+            if not process.spared:
+                await process.kill()
         finally:
             process._release()
 

@@ -22,10 +22,13 @@ def write(directory: Path, identity: Identity) -> None:
 
 
 def confirmed(directory: Path, pid: int) -> Identity:
-    """The process written down, if it is ``pid`` and there still; raises NotFound (``vmm_gone``)."""
+    """The process written down, if it is ``pid`` and there still; raises NotFound (``vmm_gone``).
+
+    An OSError says nothing about the machine, but that what was written cannot be read now.
+    """
     try:
         identity = Identity(**json.loads((directory / RECORD).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise NotFound(f"{directory} names no VMM.", slug="vmm_gone") from error
     if identity.pid != pid or identify(pid) != identity:
         raise NotFound(f"{directory} names another process than {pid}.", slug="vmm_gone")

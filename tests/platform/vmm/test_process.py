@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.drivers import traces
 from wrenn_sandbox.core.errors import NotFound, Unavailable
-from wrenn_sandbox.vmm.process import UNKNOWN_CODE, Identity, become_subreaper, identify, start, watch
+from wrenn_sandbox.vmm.process import UNKNOWN_CODE, Identity, become_subreaper, identify, lives, start, watch
 
 pytestmark = pytest.mark.platform
 
@@ -51,6 +51,26 @@ def test_leaving_kills_and_reaps() -> None:
         assert not Path(f"/proc/{process.pid}").exists()
 
     asyncio.run(main())
+
+
+def test_who_is_spared_lives_on() -> None:
+    async def main() -> None:
+        pid = _start(*_SLEEP)
+        async with watch(pid, spared=True) as process:
+            assert process.code is None
+        assert lives(process.identity)
+        async with watch(pid, process.identity, spared=True) as process:
+            process.spared = False
+        assert not lives(process.identity)
+
+    asyncio.run(main())
+
+
+def test_the_dead_do_not_live_while_nobody_has_reaped_them() -> None:
+    with subprocess.Popen(("/bin/true",)) as child:
+        identity = identify(child.pid)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert identify(child.pid) == identity and not lives(identity)
 
 
 def test_a_cancel_while_it_dies_comes_after_its_death() -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.vmm.specs import SPEC
-from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.core.errors import NotFound, Unavailable
+from wrenn_sandbox.vmm import fake
 from wrenn_sandbox.vmm.driver import Driver
 from wrenn_sandbox.vmm.fake import FakeDriver, envd_command
 
@@ -36,3 +38,9 @@ def test_a_state_of_another_driver_is_refused_before_anything_starts(tmp_path: P
     with pytest.raises(Unavailable) as caught:
         asyncio.run(main())
     assert caught.value.slug == "vmm_failed"
+
+
+def test_only_a_keeper_is_taken_for_one() -> None:
+    with pytest.raises(NotFound) as caught:
+        fake._keeper_of(os.getpid())
+    assert caught.value.slug == "vmm_gone"

@@ -51,6 +51,16 @@ def test_one_file_takes_the_place_of_the_others(tmp_path: Path, owners: list[tup
     assert [uid for _, uid, _ in owners] == [_UID] * 3 + [0] * 3
 
 
+def test_what_is_forgotten_stays_on_loan(tmp_path: Path, owners: list[tuple[str, int, int]]) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    (tmp_path / "a").touch()
+    with lending(_UID, _GID) as loan:
+        loan.give(tmp_path / "a")
+        loan.forget()
+    assert owners == [("a", _UID, _GID)] and _mode(tmp_path / "a") == 0o600
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_every_file_comes_back_from_an_error(tmp_path: Path, owners: list[tuple[str, int, int]]) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     (tmp_path / "a").touch()

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from wrenn_sandbox.core.errors import NotFound
-from wrenn_sandbox.vmm.process import Identity, identify, uncancelled
+from wrenn_sandbox.vmm.process import Identity, identify, lives, uncancelled
 
 
 def test_a_process_is_its_number_and_its_start() -> None:
@@ -15,6 +15,13 @@ def test_a_process_is_its_number_and_its_start() -> None:
     assert me.pid == os.getpid()
     assert me.start_ticks > 0
     assert me != Identity(me.pid, me.start_ticks + 1)
+
+
+def test_it_lives_until_it_is_another() -> None:
+    me = identify(os.getpid())
+    assert lives(me)
+    assert not lives(Identity(me.pid, me.start_ticks + 1))
+    assert not lives(Identity(2**22 + 1, 1))
 
 
 def test_nobody_has_that_number() -> None:

@@ -25,6 +25,12 @@ def test_no_record_is_no_machine(tmp_path: Path, content: str | None) -> None:
     assert caught.value.slug == "vmm_gone"
 
 
+def test_a_record_that_cannot_be_read_now_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / record.RECORD).mkdir()
+    with pytest.raises(IsADirectoryError):
+        record.confirmed(tmp_path, os.getpid())
+
+
 def test_a_number_that_was_used_again_is_not_the_machine(tmp_path: Path) -> None:
     me = identify(os.getpid())
     record.write(tmp_path, Identity(me.pid, me.start_ticks - 1))

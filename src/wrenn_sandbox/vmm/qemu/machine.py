@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ from wrenn_sandbox.vmm import ram, record
 from wrenn_sandbox.vmm.cancels import in_thread, to_the_end
 from wrenn_sandbox.vmm.driver import Exit, MachineSpec, Ram
 from wrenn_sandbox.vmm.launch import Plan, jailed
-from wrenn_sandbox.vmm.loan import lending
+from wrenn_sandbox.vmm.loan import Loan, lending
 from wrenn_sandbox.vmm.log import Log, found_log, new_log
 from wrenn_sandbox.vmm.process import Process, watch
 from wrenn_sandbox.vmm.qemu import argv, ending, qmp
@@ -157,12 +157,16 @@ async def restored(spec: MachineSpec, state: Path) -> AsyncIterator[QemuMachine]
 
 @asynccontextmanager
 async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
-    """Take over the QEMU ``pid`` that another agent started; raises NotFound (``vmm_gone``) when it is not alive."""
+    """Take over the QEMU ``pid`` that another agent started; raises NotFound (``vmm_gone``) when it is not alive.
+
+    Until all of that is done it is not ours to end.
+    """
     expected = record.confirmed(spec.run_dir, pid)
     async with AsyncExitStack() as stack:
-        stack.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
-        loan = stack.enter_context(lending(spec.uid, spec.gid))
-        process = await stack.enter_async_context(watch(pid, expected))
+        dead = stack.enter_context(ExitStack())  # what is to be done when it has ended
+        loan = Loan(spec.uid, spec.gid)
+        dead.callback(loan.forget)
+        process = await stack.enter_async_context(watch(pid, expected, spared=True))
         if process.code is not None:
             raise NotFound(f"The machine of {spec.name} has ended.", slug="vmm_gone")
         console = stack.enter_context(found_log(pid, argv.CONSOLE_FD))
@@ -174,6 +178,9 @@ async def adopted(spec: MachineSpec, pid: int) -> AsyncIterator[QemuMachine]:
         pace = Pace(spec.name, monitor, held=True)
         await stack.enter_async_context(pace.kept())
         where = ram.locate(pid, spec.files.memory)
+        dead.enter_context(record.kept(spec.run_dir, qmp.SOCKET))
+        dead.callback(loan.end)
+        process.spared = False
         yield QemuMachine(process, monitor, Logs(console, stderr), where, disk=disk, pace=pace)
 
 
