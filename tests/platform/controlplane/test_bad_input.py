@@ -28,6 +28,7 @@ BAD_CREATES: list[tuple[dict[str, Any], int, str]] = [
     ({"memory_mb": 0}, 400, "invalid_size"),
     ({"memory_mb": 1 << 40}, 400, "invalid_size"),
     ({"disk_size_mb": -1}, 400, "invalid_request"),
+    ({"disk_size_mb": 20480}, 400, "disk_size_unsupported"),
     ({"timeout_sec": -1}, 400, "invalid_request"),
     ({"timeout_sec": 1 << 40}, 400, "invalid_request"),
     ({"ends_in_sec": 0}, 400, "invalid_request"),

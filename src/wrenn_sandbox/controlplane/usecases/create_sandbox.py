@@ -11,7 +11,7 @@ import structlog
 
 from wrenn_sandbox.controlplane.messages import create_request, created_shape
 from wrenn_sandbox.controlplane.platform import Platform, now
-from wrenn_sandbox.core.errors import Bug, Conflict, NotFound, Unavailable, WrennError
+from wrenn_sandbox.core.errors import Bug, Conflict, Invalid, NotFound, Unavailable, WrennError
 from wrenn_sandbox.core.ids import SandboxId, TeamId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Lifetime, NetworkPolicy, Shape, round_up
@@ -62,9 +62,15 @@ class Created:
 async def create_sandbox(platform: Platform, team: TeamId, wish: Wish) -> Created:
     """A running sandbox. A caller who goes away meanwhile leaves one that runs, or a row that says why it does not.
 
-    Raises Invalid (``invalid_size``), NotFound (``template_not_found``), or what the host agent says.
+    Raises Invalid (``invalid_size``, ``disk_size_unsupported``), NotFound (``template_not_found``), or what the host
+    agent says.
     """
     template = await _template(platform, team, wish.template)
+    if wish.disk_size_mb not in (0, template.disk_size_mb):
+        raise Invalid(
+            "A sandbox has the root disk of its template, whose size cannot be chosen: leave disk_size_mb out.",
+            slug="disk_size_unsupported",
+        )
     # A moment fixes what the machine has: what is asked for then does not count, be it possible or not.
     baked = template.build_id is not None
     moment = now()
@@ -83,7 +89,7 @@ async def create_sandbox(platform: Platform, team: TeamId, wish: Wish) -> Create
         metadata=wish.metadata,
         envs=template.default_env | wish.envs,
         access_token=secrets.token_hex(32),
-        disk_size_mb=template.disk_size_mb if baked else wish.disk_size_mb,
+        disk_size_mb=template.disk_size_mb,
         default_user=template.default_user,
         current_build_id=template.build_id,
     )

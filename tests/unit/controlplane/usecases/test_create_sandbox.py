@@ -142,6 +142,24 @@ def test_one_destroyed_while_it_is_made_is_destroyed(world) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("template", ["base", "n"])
+def test_another_disk_than_the_templates_is_refused_before_anything_is_made(world, template: str) -> None:
+    async def main() -> None:
+        async with world() as w:
+            async with w.platform.db.write() as connection:
+                await templates.add(connection, new_template(w.team, host_id=w.platform.host_id))
+            for size_mb in (1, 10, 99, 1 << 20):
+                with pytest.raises(Invalid) as caught:
+                    await create_sandbox(w.platform, w.team, Wish(template, disk_size_mb=size_mb))
+                assert caught.value.slug == "disk_size_unsupported"
+            assert await rows(w) == [] and w.agent.calls == []
+            w.agent.answers["CreateSandbox"] = running
+            made = await create_sandbox(w.platform, w.team, Wish(template))
+            assert made.sandbox.disk_size_mb == (11 if template == "n" else 0)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("found", [State.RUNNING, State.PAUSED, State.ERROR])
 @pytest.mark.parametrize("answered", [True, False])
 def test_what_another_control_plane_found_first_is_not_destroyed(world, found: State, answered: bool) -> None:
@@ -204,7 +222,7 @@ def test_a_snapshot_fixes_what_the_machine_has(world, vcpus: int, memory_mb: int
             template = new_template(w.team, host_id=w.platform.host_id)
             async with w.platform.db.write() as connection:
                 await templates.add(connection, template)
-            wish = Wish("n", vcpus, memory_mb, disk_size_mb=99, envs={"B": "2"})
+            wish = Wish("n", vcpus, memory_mb, disk_size_mb=11, envs={"B": "2"})
             row = (await create_sandbox(w.platform, w.team, wish)).sandbox
             assert (row.shape, row.disk_size_mb, row.default_user) == (Shape(4, 2048), 11, "ada")
             assert row.envs == {"A": "ü", "B": "2"}

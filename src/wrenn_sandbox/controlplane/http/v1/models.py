@@ -105,7 +105,8 @@ class CreateSandbox(Timeouts):
     vcpus: Int = Field(1, description="Rounded up to 1, 2, 4 or 8.")
     memory_mb: Int = Field(512, description="MiB, rounded up to 256, 512, 1024, 2048, 4096 or 8192.")
     disk_size_mb: Annotated[int, Field(strict=True, ge=0, le=1 << 20)] = Field(
-        0, description="Size of the root disk, MiB; 0 = the template's."
+        0,
+        description="0, or the size of the template's disk in MiB; another is refused (disk_size_unsupported).",
     )
     metadata: dict[Label, LabelValue] = Field(default_factory=dict, max_length=_MAX_METADATA)
     envs: Environment = Field(default_factory=dict, description="In the environment of every process.")
@@ -227,7 +228,7 @@ class SandboxOut(BaseModel):
     build_id: str | None = Field(None, description="Its newest durable moment: where it is paused, or can resume from.")
     vcpus: int
     memory_mb: int
-    disk_size_mb: int | None = None
+    disk_size_mb: int | None = Field(None, description="Size of the root disk, MiB, when its template says it.")
     timeout_sec: int
     idle_action: TimeoutAction
     ends_at: datetime | None = None

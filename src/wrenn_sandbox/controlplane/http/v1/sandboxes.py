@@ -47,7 +47,7 @@ async def create_sandbox(request: Request, here: Here, who: Who, body: CreateSan
     """Make a sandbox and answer when it runs.
 
     The first sandbox of a new size waits until its template has been booted once. A template that is a snapshot fixes
-    vCPUs, memory and disk: what the body asks for is ignored, and the answer shows what there is.
+    vCPUs and memory: what the body asks for is ignored, and the answer shows what there is. The disk is the template's.
     """
     network = NetworkPolicy(
         body.network.egress or Egress.OPEN, tuple(body.network.allow_out), tuple(body.network.deny_out)
