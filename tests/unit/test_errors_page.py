@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.sources import ROOT, SOURCES, calls, tree
 from wrenn_sandbox.controlplane.http import errors as http_errors
 from wrenn_sandbox.core import errors
 from wrenn_sandbox.envd.download import _REASONS
@@ -15,8 +16,6 @@ from wrenn_sandbox.hostagent import guest
 from wrenn_sandbox.hostagent.timers import Ending
 from wrenn_sandbox.rpc import relay
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "src" / "wrenn_sandbox"
 PAGE = ROOT / "docs" / "errors.md"
 #: Records that carry the slug of a state, not of an answer; there it may stand without its name.
 RECORDS = {"Stop", "Move", "Change", "Seen", "Finding"}
@@ -50,22 +49,20 @@ def _texts(node: ast.expr, constants: dict[str, str]) -> Iterator[str]:
             yield from _texts(orelse, constants)
 
 
-def _constants(tree: ast.Module) -> dict[str, str]:
+def _constants(module: ast.Module) -> dict[str, str]:
     return {
         target.id: node.value.value
-        for node in tree.body
+        for node in module.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
 
 
-def _slugs_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
+def _slugs_of(path: Path) -> Iterator[tuple[str, str]]:
     """Slug and status of every error that is raised, and every state that is written, in one module."""
-    constants = _constants(tree)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    constants = _constants(tree(path))
+    for node in calls(path):
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         status = (
             str(errors.http_status(CLASSES[name]("x"))) if name in CLASSES and name != "UpgradeRefused" else NO_ANSWER
@@ -81,10 +78,8 @@ def _slugs_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
 def slugs() -> dict[str, set[str]]:
     """Every slug, with the statuses it comes with."""
     found: dict[str, set[str]] = defaultdict(set)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if "gen" in path.parts:
-            continue
-        for slug, status in _slugs_of(ast.parse(path.read_text())):
+    for path in SOURCES:
+        for slug, status in _slugs_of(path):
             found[slug].add(status)
     for cls in CLASSES.values():
         found[cls.default_slug].add(str(errors.http_status(cls.__new__(cls))))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "src" / "wrenn_sandbox"
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "gen" not in p.parts)
+from tests.sources import PACKAGE, ROOT, SOURCES, Function, classes, functions, tree
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 500
@@ -47,21 +44,11 @@ def _name(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-@cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@cache
-def _functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [n for n in ast.walk(_tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
 def test_functions_are_short() -> None:
     long = {
         f"{_name(path)}:{f.name}": (f.end_lineno or 0) - f.lineno + 1
         for path in SOURCES
-        for f in _functions(path)
+        for f in functions(path)
         if (f.end_lineno or 0) - f.lineno + 1 > MAX_FUNCTION_LINES
     }
     assert {k: v for k, v in long.items() if k not in LONG_FUNCTIONS} == {}
@@ -77,15 +64,10 @@ def test_files_are_short() -> None:
 def test_classes_are_narrow() -> None:
     wide = {}
     for path in SOURCES:
-        for node in ast.walk(_tree(path)):
-            if isinstance(node, ast.ClassDef):
-                public = [
-                    f
-                    for f in node.body
-                    if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) and not f.name.startswith("_")
-                ]
-                if len(public) > MAX_PUBLIC_METHODS:
-                    wide[f"{_name(path)}:{node.name}"] = len(public)
+        for node in classes(path):
+            public = [f for f in node.body if isinstance(f, Function) and not f.name.startswith("_")]
+            if len(public) > MAX_PUBLIC_METHODS:
+                wide[f"{_name(path)}:{node.name}"] = len(public)
     assert {k: v for k, v in wide.items() if k not in WIDE_CLASSES} == {}
     assert set(WIDE_CLASSES) <= set(wide), "an exception that is no longer needed"
 
@@ -93,7 +75,7 @@ def test_classes_are_narrow() -> None:
 def test_parameter_lists_are_short() -> None:
     many = {}
     for path in SOURCES:
-        for f in _functions(path):
+        for f in functions(path):
             names = [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
             count = len([n for n in names if n not in {"self", "cls"}])
             if count > MAX_PARAMETERS:
@@ -112,7 +94,7 @@ def test_only_processes_have_an_entry_point() -> None:
 
 
 def test_modules_say_what_they_are_for() -> None:
-    assert [_name(p) for p in SOURCES if p.read_text().strip() and not ast.get_docstring(_tree(p))] == []
+    assert [_name(p) for p in SOURCES if p.read_text().strip() and not ast.get_docstring(tree(p))] == []
 
 
 def test_every_source_file_has_its_unit_test() -> None:
