@@ -247,6 +247,57 @@ def test_a_sandbox_keeps_its_builds_user_and_new_timeouts(opened, run):
     run(main())
 
 
+def test_what_is_intended_of_a_sandbox_stays_until_it_is_settled(opened, run):
+    async def main() -> None:
+        async with opened() as db:
+            build, other = BuildId(uuid4()), BuildId(uuid4())
+            team = await new_team(db)
+            row = new_sandbox(team, state=State.PENDING, intended_build_id=build)
+            await add(db, row)
+            assert await get(db, row) == row
+
+            async def intended() -> BuildId | None:
+                found = await get(db, row)
+                return found.intended_build_id
+
+            async with db.write() as connection:
+                assert not await sandboxes.begin_rollback(connection, row.id, other), "it does not run"
+                assert await sandboxes.move(connection, row.id, {State.PENDING}, State.RUNNING)
+            assert await intended() is None
+            before = await get(db, row)
+            async with db.write() as connection:
+                assert await sandboxes.begin_rollback(connection, row.id, other)
+            found = await get(db, row)
+            assert found.intended_build_id == other and found.last_updated > before.last_updated
+            async with db.write() as connection:
+                assert await sandboxes.descend(connection, row.id, build=build)
+                assert await sandboxes.move(connection, row.id, {State.RUNNING}, State.MISSING)
+                assert await sandboxes.move(connection, row.id, {State.MISSING}, State.RUNNING)
+            assert await intended() == other, "nobody knows what came of it yet"
+            async with db.write() as connection:
+                assert await sandboxes.descend(connection, row.id, settled=True)
+            found = await get(db, row)
+            assert (found.intended_build_id, found.build_id) == (None, build)
+
+    run(main())
+
+
+def test_rows_are_found_by_their_ids_whatever_became_of_them(opened, run):
+    async def main() -> None:
+        async with opened() as db:
+            team, other = await new_team(db), await new_team(db)
+            rows = [new_sandbox(team, state=State.STOPPED), new_sandbox(other, state=State.PAUSED), new_sandbox(team)]
+            for row in rows:
+                await add(db, row)
+            wanted = [rows[0].id, rows[1].id, *(SandboxId(uuid4()) for _ in range(2500))]
+            async with db.read() as connection:
+                found = await sandboxes.some_of_any_team(connection, wanted)
+                assert await sandboxes.some_of_any_team(connection, []) == []
+            assert {row.id for row in found} == {rows[0].id, rows[1].id}
+
+    run(main())
+
+
 def test_a_failure_that_can_be_resumed_is_found_and_an_end_that_is_left_is_none(opened, run):
     async def main() -> None:
         async with opened() as db:

@@ -39,7 +39,8 @@ PUBLISHED = {
 OURS = {
     "templates": "id host_id build_id disk_size_mb",
     "sandboxes": "template_id status_reason status_slug disk_size_mb idle_action ends_at deadline_action "
-    "access_token metadata network envs stopped_at default_user build_id current_build_id",
+    "access_token metadata network envs stopped_at default_user build_id current_build_id "
+    "intended_build_id",
     "builds": "id team_id host_id sandbox_id parent_id template_id kind status name vcpus memory_mb size_bytes "
     "created_at",
 }

@@ -93,6 +93,7 @@ def seen(info: pb.SandboxInfo) -> Seen | None:
         host_ip=info.host_ip,
         shape=Shape(info.vcpus, info.memory_mb) if info.vcpus and info.memory_mb else None,
         build=_build_id(info.build_id),
+        current=_build_id(info.current_build_id),
     )
 
 

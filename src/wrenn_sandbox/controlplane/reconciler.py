@@ -31,7 +31,7 @@ from wrenn_sandbox.core.reconcile import (
     Memory,
     Move,
     Note,
-    NoteBuild,
+    NoteMoment,
     Row,
     SendLifetime,
     Spare,
@@ -118,8 +118,18 @@ class Reconciler:
     def _row(self, row: Sandbox) -> Row:
         age_s = (now() - row.last_updated).total_seconds()
         busy = self._platform.settling.is_busy(row.id)
-        reason, build, current = row.status_reason, row.build_id, row.current_build_id
-        return Row(row.id, row.state, age_s, row.lifetime, reason, busy, build, current)
+        return Row(
+            row.id,
+            row.state,
+            age_s,
+            row.lifetime,
+            reason=row.status_reason,
+            busy=busy,
+            build=row.build_id,
+            current=row.current_build_id,
+            intended=row.intended_build_id,
+            host_ip=row.host_ip,
+        )
 
     async def _carry_out(self, decisions: Iterable[Decision], rows: dict[SandboxId, Sandbox]) -> None:
         for decision in decisions:
@@ -129,9 +139,8 @@ class Reconciler:
                 case Note(id=sandbox, state=state, reason=reason):
                     async with self._platform.db.write() as connection:
                         await sandboxes.note(connection, sandbox, state, reason)
-                case NoteBuild(id=sandbox, build=build) if not self._platform.settling.is_busy(sandbox):
-                    async with self._platform.db.write() as connection:
-                        await sandboxes.descend(connection, sandbox, build=build, current=build)
+                case NoteMoment() if not self._platform.settling.is_busy(decision.id):
+                    await self._note_moment(decision)
                 case Destroy(id=sandbox) if not self._platform.settling.is_busy(sandbox):
                     self._platform.settling.begin(sandbox, self._destroy(sandbox))
                 case SendLifetime(id=sandbox, lifetime=lifetime):
@@ -151,6 +160,20 @@ class Reconciler:
         self._platform.rows.drop(move.id)
         if moved:
             _log.info("reconciled", sandbox=str(move.id), was=move.expected.value, now=move.state.value, why=move.slug)
+
+    async def _note_moment(self, note: NoteMoment) -> None:
+        async with self._platform.db.write() as connection:
+            await sandboxes.descend(
+                connection,
+                note.id,
+                build=note.build,
+                current=note.current,
+                host_ip=note.host_ip or None,
+                settled=note.settles,
+            )
+        self._platform.rows.drop(note.id)
+        if note.settles:
+            _log.info("an unanswered roll back is settled", sandbox=str(note.id), new_current=str(note.current))
 
     async def _destroy(self, sandbox: SandboxId) -> None:
         """Remove what has no right to be on the host, unless its row says otherwise by now."""
@@ -204,7 +227,11 @@ def _change(move: Move, row: Sandbox) -> Change:
     if move.state is not State.RUNNING or move.seen is None:
         return Change(move.reason, move.slug, build_id=build)
     began = move.expected not in (State.MISSING, State.PAUSING)
-    restored = (build or row.build_id) if move.expected is State.RESUMING else None
+    restored = None
+    if move.expected is State.RESUMING:
+        restored = move.seen.current or build or row.build_id
+    elif move.expected is State.PENDING:
+        restored = move.seen.current
     return Change(
         host_ip=move.seen.host_ip,
         shape=move.seen.shape,

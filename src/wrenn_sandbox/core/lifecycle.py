@@ -10,7 +10,8 @@
             ERROR ──▶ STOPPING ──▶ STOPPED
 
 An ERROR of a sandbox with a durable build can be left by an explicit resume from that build, too. FORK, SNAPSHOT and
-ROLLBACK leave a running sandbox RUNNING: they are short, and whoever uses it meanwhile merely waits.
+ROLLBACK leave a running sandbox RUNNING: they are short, and whoever uses it meanwhile merely waits. What they intend
+stands beside the state: in the rows of builds, and in ``intended_build_id`` of those of sandboxes.
 """
 
 from __future__ import annotations

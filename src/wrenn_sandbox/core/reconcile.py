@@ -27,6 +27,13 @@ A pause makes a new build. So when the agent says ``paused`` with a build that t
 its machine is gone, and that older moment is all there is. Nothing goes back in time by itself: it becomes an error
 that offers the build for a resume.
 
+The children of one fork name it while they are pending, and come to be together: when one of them is not there, or
+failed, all become errors, and those that were born are destroyed.
+
+A row that names the build to which its sandbox shall be rolled back is settled by what the agent says that it descends
+from. A roll back restores beside the machine that ran, so the sandbox answers behind another address afterwards, which
+tells of one that came too late for that.
+
 Builds are compared likewise: an intent becomes a record when the host has the build and is forgotten when it has not;
 a record of a build that the host has no more goes, unless something needs it; a template that only the host knows is
 deleted there, unless it is a moment of a sandbox that has no row: then it is another database's, too.
@@ -59,7 +66,8 @@ class Timing:
 class Row:
     """What the database says of one sandbox. ``busy``: a request of this process is working on it now.
 
-    ``build`` is its newest durable build, ``current`` the one that its present state descends from.
+    ``build`` is its newest durable build, ``current`` the one that its present state descends from, ``intended`` that
+    to which a running one shall be rolled back, or of the fork that a pending one shall be born of.
     """
 
     id: SandboxId
@@ -70,11 +78,16 @@ class Row:
     busy: bool = False
     build: BuildId | None = None
     current: BuildId | None = None
+    intended: BuildId | None = None
+    host_ip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the agent says of one sandbox. ``build``: the newest durable one that is its own."""
+    """What the agent says of one sandbox. ``build``: the newest durable one that is its own.
+
+    ``current`` is what a running one descends from; None above a base template, and while that is not known.
+    """
 
     id: SandboxId
     state: State
@@ -85,6 +98,7 @@ class Seen:
     host_ip: str = ""
     shape: Shape | None = None
     build: BuildId | None = None
+    current: BuildId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +137,17 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class NoteBuild:
-    """Write which build a running sandbox can be resumed from into its row."""
+class NoteMoment:
+    """Write into a running sandbox's row what it can be resumed from, what it descends from, and where it answers.
+
+    None and an empty address leave what the row says. ``settles``: a roll back was done, or was not.
+    """
 
     id: SandboxId
-    build: BuildId
+    build: BuildId | None = None
+    current: BuildId | None = None
+    host_ip: str = ""
+    settles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +158,7 @@ class SendLifetime:
     lifetime: Lifetime
 
 
-Decision = Move | Destroy | Spare | Note | NoteBuild | SendLifetime
+Decision = Move | Destroy | Spare | Note | NoteMoment | SendLifetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +190,7 @@ LOST_SLUG = "sandbox_lost"
 _LOST = "Its host no longer knows it: the machine or the host agent was restarted."
 _ABANDONED = "The control plane was restarted while it was being made. Create a new one."
 _NEW_ONE = "Create a new one."
+_UNBORN = "The control plane was restarted during the fork, and not all of its children came to run. Fork again."
 _OFFER = "Its last durable build is kept: resume it to go on from there, or destroy it."
 _TRY = "Should its last durable build still be there, a resume goes on from it."
 
@@ -190,15 +211,21 @@ def decide(rows: Iterable[Row], seen: Iterable[Seen], memory: Memory, now_s: flo
     decisions: list[Decision] = []
     absent: dict[SandboxId, float] = {}
     orphans: dict[SandboxId, float] = {}
+    forks: dict[BuildId, list[Row]] = {}
     for row in by_id.values():
         entry = on_host.get(row.id)
         if row.state not in LIVE:
+            continue
+        if row.state is State.PENDING and row.intended is not None:
+            forks.setdefault(row.intended, []).append(row)
             continue
         if entry is not None:
             decisions += _present(row, entry, timing)
             continue
         absent[row.id] = memory.absent_since.get(row.id, now_s)
         decisions += _absent(row, now_s - absent[row.id], timing)
+    for children in forks.values():
+        decisions += _born(children, on_host, timing)
     for entry in on_host.values():
         if entry.id not in by_id:
             orphans[entry.id] = memory.orphan_since.get(entry.id, now_s)
@@ -222,18 +249,35 @@ def _has_work(entry: Seen) -> bool:
     return entry.build is not None or entry.state in (State.PAUSING, State.PAUSED)
 
 
+def _born(children: list[Row], on_host: Mapping[SandboxId, Seen], timing: Timing) -> list[Decision]:
+    """Of the children of one fork all come to be, or none. One that has ended by its own timeout was born, too."""
+    there = [(row, on_host[row.id]) for row in children if row.id in on_host]
+    if any(entry.state is State.STARTING for _, entry in there) or not all(_abandoned(row, timing) for row in children):
+        return [note for row, entry in there if entry.state is State.STARTING for note in _present(row, entry, timing)]
+    if len(there) == len(children) and all(entry.state is not State.ERROR for _, entry in there):
+        return [decision for row, entry in there for decision in _follow(row, entry, abandoned=True)]
+    # Those that were born first: whoever has to go on from the middle of this still finds that one was not.
+    ordered = sorted(children, key=lambda row: row.id not in on_host or on_host[row.id].state is State.ERROR)
+    moves = [Move(row.id, row.state, State.ERROR, _UNBORN, "fork_interrupted") for row in ordered]
+    return [*moves, *(Destroy(row.id) for row, _ in there)]
+
+
+def _abandoned(row: Row, timing: Timing) -> bool:
+    return not row.busy and row.age_s >= timing.abandoned_after_s
+
+
 def _present(row: Row, entry: Seen, timing: Timing) -> list[Decision]:
-    abandoned = not row.busy and row.age_s >= timing.abandoned_after_s
+    abandoned = _abandoned(row, timing)
     if row.state is State.STOPPING:
         return [Destroy(row.id)] if abandoned else []
     if row.state in (State.PENDING, State.STARTING) and entry.state is State.STARTING:
         return [Note(row.id, row.state, entry.progress)] if entry.progress not in ("", row.reason) else []
     if row.state in _IN_CHANGE and not abandoned:
         return []
-    return _follow(row, entry)
+    return _follow(row, entry, abandoned=abandoned)
 
 
-def _follow(row: Row, entry: Seen) -> list[Decision]:
+def _follow(row: Row, entry: Seen, *, abandoned: bool) -> list[Decision]:
     match entry.state:
         case State.ERROR:
             return [_failed(row, entry, entry.reason, slug=entry.slug or "sandbox_failed")]
@@ -253,9 +297,21 @@ def _follow(row: Row, entry: Seen) -> list[Decision]:
             return []
         case State.RUNNING if _differ(row.lifetime, entry.lifetime):
             return [SendLifetime(row.id, row.lifetime)]
-        case State.RUNNING if entry.build not in (None, row.build):
-            return [NoteBuild(row.id, entry.build)]
+        case State.RUNNING if row.intended is None or abandoned:
+            return _moment(row, entry)
     return []
+
+
+def _moment(row: Row, entry: Seen) -> list[Decision]:
+    build = entry.build if entry.build != row.build else None
+    host_ip = entry.host_ip if entry.host_ip != row.host_ip else ""
+    current = None
+    if row.intended is not None and entry.current == row.intended:
+        current = row.intended
+    elif build is not None or host_ip:
+        current = entry.current or build
+    note = NoteMoment(row.id, build, current, host_ip, settles=row.intended is not None)
+    return [note] if note != NoteMoment(row.id) else []
 
 
 def _failed(row: Row, entry: Seen, reason: str, *, slug: str) -> Move:

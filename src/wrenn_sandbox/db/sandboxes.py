@@ -33,6 +33,8 @@ class Sandbox:
 
     ``build_id`` is the newest durable moment of its own, which it can resume from; ``current_build_id`` the build that
     its present state descends from, of its own or not. None for one that knows nothing but its base template.
+    ``intended_build_id`` states an intent: a running one shall be rolled back to this build, a pending one be born of
+    the fork that makes it, together with all that name it.
     """
 
     id: SandboxId
@@ -59,6 +61,7 @@ class Sandbox:
     default_user: str = ""
     build_id: BuildId | None = None
     current_build_id: BuildId | None = None
+    intended_build_id: BuildId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ async def add(connection: AsyncConnection, sandbox: Sandbox) -> None:
             default_user=sandbox.default_user,
             build_id=sandbox.build_id.value if sandbox.build_id else None,
             current_build_id=sandbox.current_build_id.value if sandbox.current_build_id else None,
+            intended_build_id=sandbox.intended_build_id.value if sandbox.intended_build_id else None,
             created_at=sandbox.created_at,
             last_updated=sandbox.last_updated,
             **_lifetime_columns(sandbox.lifetime),
@@ -180,6 +184,7 @@ async def move(
 ) -> bool:
     """Change the state if it still is one of ``expected`` (and the row unchanged); false when another was faster.
 
+    What was intended of it is settled by that, unless its host is merely out of sight.
     Raises ValueError for a move that the lifecycle does not know.
     """
     if strange := [s for s in expected if state not in TRANSITIONS[s]]:
@@ -203,6 +208,8 @@ async def move(
         values["build_id"] = change.build_id.value
     if change.current_build_id is not None:
         values["current_build_id"] = change.current_build_id.value
+    if State.MISSING not in {state, *expected}:
+        values["intended_build_id"] = None
     values["stopped_at"] = now if state in ENDED else None
     conditions = [sandboxes.c.id == sandbox.value, sandboxes.c.status.in_([s.value for s in expected])]
     if unchanged_since is not None:
@@ -216,6 +223,13 @@ async def note(connection: AsyncConnection, sandbox: SandboxId, expected: State,
     await connection.execute(query.values(status_reason=reason))
 
 
+async def begin_rollback(connection: AsyncConnection, sandbox: SandboxId, build: BuildId) -> bool:
+    """State the intent to put a running sandbox back to a build; false when it does not run."""
+    query = update(sandboxes).where(sandboxes.c.id == sandbox.value, sandboxes.c.status == State.RUNNING.value)
+    values = {"intended_build_id": build.value, "last_updated": datetime.now(UTC)}
+    return (await connection.execute(query.values(**values))).rowcount == 1
+
+
 async def descend(
     connection: AsyncConnection,
     sandbox: SandboxId,
@@ -223,10 +237,12 @@ async def descend(
     build: BuildId | None = None,
     current: BuildId | None = None,
     host_ip: str | None = None,
+    settled: bool = False,
 ) -> bool:
     """Say which builds a running sandbox has and descends from now; None leaves a column. False when it does not run.
 
-    Its age stays, so that whoever compares it with an older look at it still finds it unchanged.
+    ``settled``: what was intended of it is done, or will not be. Its age stays, so that whoever compares it with an
+    older look at it still finds it unchanged.
     """
     values: dict[str, object] = {}
     if build is not None:
@@ -235,6 +251,8 @@ async def descend(
         values["current_build_id"] = current.value
     if host_ip is not None:
         values["host_ip"] = host_ip
+    if settled:
+        values["intended_build_id"] = None
     query = update(sandboxes).where(sandboxes.c.id == sandbox.value, sandboxes.c.status == State.RUNNING.value)
     return bool(values) and (await connection.execute(query.values(**values))).rowcount == 1
 
@@ -323,4 +341,5 @@ def _record(row: Row[Any]) -> Sandbox:
         default_user=row.default_user,
         build_id=BuildId(row.build_id) if row.build_id else None,
         current_build_id=BuildId(row.current_build_id) if row.current_build_id else None,
+        intended_build_id=BuildId(row.intended_build_id) if row.intended_build_id else None,
     )

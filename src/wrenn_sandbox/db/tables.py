@@ -276,6 +276,7 @@ sandboxes = Table(
     _text("default_user", ""),
     Column("build_id", UuidType),
     Column("current_build_id", UuidType),
+    Column("intended_build_id", UuidType),
     _now("created_at"),
     Column("started_at", UtcDateTime),
     Column("stopped_at", UtcDateTime),
@@ -284,5 +285,5 @@ sandboxes = Table(
     Index(None, "status"),
     Index(None, "host_id", "status"),
     Index(None, "team_id", "created_at", "id"),
-    *_uuid_checks("id", "team_id", "host_id", "template_id", "build_id", "current_build_id"),
+    *_uuid_checks("id", "team_id", "host_id", "template_id", "build_id", "current_build_id", "intended_build_id"),
 )

@@ -44,6 +44,7 @@ class Machine:
     reason: str = ""
     reason_slug: str = ""
     progress: str = ""
+    host_ip: str = "10.11.0.1"
     lifetime: pb.Lifetime | None = None
     last_active: float = field(default_factory=time.time)
     #: The newest durable build of its own, and the one its present state descends from.
@@ -138,13 +139,14 @@ class StandIn(Moments, HostAgentService):
                     status=machine.status,
                     vcpus=machine.request.vcpus,
                     memory_mb=machine.request.memory_mb,
-                    host_ip="10.11.0.1",
+                    host_ip=machine.host_ip,
                     last_active_at_unix=int(machine.last_active),
                     reason=machine.reason,
                     reason_slug=machine.reason_slug,
                     progress=machine.progress if machine.status == "starting" else "",
                     lifetime=machine.lifetime,
                     build_id=machine.build_id,
+                    current_build_id=machine.current,
                 )
                 for sandbox_id, machine in self.machines.items()
             ]

@@ -53,7 +53,8 @@ class Moments:
                 self._require(machine, "paused", "error")
                 machine.request, machine.lifetime, machine.current = sandbox, sandbox.lifetime, sandbox.build_id
                 machine.status, machine.reason, machine.reason_slug = "running", "", ""
-            return pb.ResumeSandboxResponse(sandbox_id=request.sandbox_id, status="running", host_ip="10.11.0.2")
+                machine.host_ip = "10.11.0.2"
+            return pb.ResumeSandboxResponse(sandbox_id=request.sandbox_id, status="running", host_ip=machine.host_ip)
 
         return await self._finish("ResumeSandbox", resume)
 
@@ -88,8 +89,9 @@ class Moments:
                 self._capture(request.sandbox_id, build_id)
             children = []
             for child in request.children:
-                self.machines[child.sandbox_id] = type(source)(child, lifetime=child.lifetime, current=build_id)
-                made = pb.CreateSandboxResponse(sandbox_id=child.sandbox_id, status="running", host_ip="10.11.0.3")
+                born = type(source)(child, lifetime=child.lifetime, current=build_id, host_ip="10.11.0.3")
+                self.machines[child.sandbox_id] = born
+                made = pb.CreateSandboxResponse(sandbox_id=child.sandbox_id, status="running", host_ip=born.host_ip)
                 children.append(made)
             return pb.ForkSandboxResponse(build=self._shown(build_id), children=children)
 
@@ -101,7 +103,8 @@ class Moments:
             self._require(machine, "running")
             self._build(request.build_id)
             machine.current = machine.build_id = self.holds[request.sandbox_id] = request.build_id
-            return pb.RollbackSandboxResponse(host_ip="10.11.0.4")
+            machine.host_ip = "10.11.0.4"
+            return pb.RollbackSandboxResponse(host_ip=machine.host_ip)
 
         return await self._finish("RollbackSandbox", roll_back)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +110,16 @@ def a_paused_one(plane: Plane) -> str:
     return sandbox
 
 
+def one_with_a_history(plane: Plane) -> str:
+    sandbox = plane.create()
+    for name in ("then", "later"):
+        post(plane, "/v1/snapshots", {"sandbox_id": sandbox, "name": name}, 201)
+    return sandbox
+
+
 @pytest.mark.parametrize("happened", [True, False], ids=["it was done", "it was not done"])
 def test_a_killed_control_plane_leaves_what_the_next_one_settles(tmp_path: Path, happened: bool) -> None:
-    """Every intent is settled both ways: pausing, resuming, a snapshot and the children of a fork."""
+    """Every intent is settled both ways: pausing, resuming, a snapshot, the children of a fork and a roll back."""
     cases: list[tuple[Callable[[Plane], str], str, Callable[[str], tuple[str, str, object]]]] = [
         (a_running_one, "PauseSandbox", lambda s: ("POST", f"/v1/sandboxes/{s}/pause", None)),
         (a_paused_one, "ResumeSandbox", lambda s: ("POST", f"/v1/sandboxes/{s}/resume", None)),
@@ -121,6 +130,11 @@ def test_a_killed_control_plane_leaves_what_the_next_one_settles(tmp_path: Path,
             lambda s: ("POST", "/v1/snapshots", {"sandbox_id": s, "name": "m", "leave_paused": True}),
         ),
         (a_running_one, "ForkSandbox", lambda s: ("POST", f"/v1/sandboxes/{s}/fork", {"count": 3})),
+        (
+            one_with_a_history,
+            "RollbackSandbox",
+            lambda s: ("POST", f"/v1/sandboxes/{s}/rollback", {"snapshot": "then"}),
+        ),
     ]
     with agent_thread(tmp_path / "guest") as (agent, url):
         made = []
@@ -131,7 +145,7 @@ def test_a_killed_control_plane_leaves_what_the_next_one_settles(tmp_path: Path,
             made.append(interrupted(tmp_path, agent, url, prepare, rpc, ask))
             until(lambda: agent.working == 0)
             agent.fail.clear()
-        pausing, resuming, named, left, forked = made
+        pausing, resuming, named, left, forked, back = made
         if not happened:
             del agent.machines[resuming]  # the agent may not even know it any more
             agent.machines[resuming] = Machine(
@@ -141,10 +155,14 @@ def test_a_killed_control_plane_leaves_what_the_next_one_settles(tmp_path: Path,
             settle(plane, pausing, "paused" if happened else "running")
             settle(plane, resuming, "running" if happened else "paused")
             settle(plane, left, "paused" if happened else "running")
-            until(lambda: set(names(plane)) == ({"n", "m"} if happened else set()))
-            assert plane.status(named) == plane.status(forked) == "running"
+            until(lambda: set(names(plane)) - {"then", "later"} == ({"n", "m"} if happened else set()))
+            assert plane.status(named) == plane.status(forked) == plane.status(back) == "running"
+            until(lambda: intended(plane) == 0)
+            moments = get(plane, f"/v1/sandboxes/{back}/snapshots")["items"]
+            assert [m["name"] for m in moments if m["current"]] == ["then" if happened else "later"]
+            assert row(plane, back)["host_ip"] == ("10.11.0.4" if happened else "10.11.0.1")
             wanted = "running" if happened else "error"
-            until(lambda: len(get(plane, f"/v1/sandboxes?state={wanted}")["items"]) == (3 + 3 if happened else 3))
+            until(lambda: len(get(plane, f"/v1/sandboxes?state={wanted}")["items"]) == (4 + 3 if happened else 3))
             assert get(plane, "/v1/sandboxes?state=pending,pausing,resuming")["items"] == []
             # Everything can be used at once, and the names are free or stand for what they say.
             post(plane, f"/v1/sandboxes/{forked}/fork", {"count": 1}, 201)
@@ -156,6 +174,45 @@ def test_a_killed_control_plane_leaves_what_the_next_one_settles(tmp_path: Path,
                 verb = "resume" if plane.status(sandbox) == "paused" else "pause"
                 post(plane, f"/v1/sandboxes/{sandbox}/{verb}")
             assert "Traceback" not in plane.log()
+
+
+def intended(plane: Plane) -> int:
+    """How many rows state an intent that is not settled."""
+    with closing(sqlite3.connect(plane.folder / "wrenn.db", timeout=10)) as database:
+        query = "SELECT count(*) FROM sandboxes WHERE intended_build_id IS NOT NULL"
+        return int(database.execute(query).fetchone()[0])
+
+
+def test_of_a_fork_that_agent_and_control_plane_died_in_no_child_stays(tmp_path: Path) -> None:
+    with agent_thread(tmp_path / "guest") as (agent, url):
+        ask = lambda s: ("POST", f"/v1/sandboxes/{s}/fork", {"count": 3})  # noqa: E731
+        source = interrupted(tmp_path, agent, url, a_running_one, "ForkSandbox", ask)
+        until(lambda: agent.working == 0)
+        assert len(agent.machines) == 4
+        del agent.machines[next(s for s in agent.machines if s != source)]  # the agent died before it was born
+        with control_plane(tmp_path, agent, url) as plane:
+            until(lambda: len(get(plane, "/v1/sandboxes?state=error")["items"]) == 3)
+            failed = get(plane, "/v1/sandboxes?state=error")["items"]
+            assert {(f["status_slug"], "build_id" in f) for f in failed} == {("fork_interrupted", False)}
+            until(lambda: set(agent.machines) == {source})
+            assert plane.status(source) == "running" and intended(plane) == 0
+            post(plane, f"/v1/sandboxes/{source}/fork", {"count": 3}, 201)
+
+
+def test_the_work_of_another_database_outlives_this_one(tmp_path: Path) -> None:
+    with agent_thread(tmp_path / "guest") as (agent, url):
+        with control_plane(tmp_path, agent, url) as plane:
+            sandbox = a_paused_one(plane)
+            post(plane, "/v1/snapshots", {"sandbox_id": sandbox, "name": "n"}, 201)
+        kept = dict(agent.holds)
+        with control_plane(tmp_path, agent, url, f"sqlite:///{tmp_path / 'wrong.db'}") as wrong:
+            until(lambda: wrong.log().count("does not know") == 2)
+            assert "DestroySandbox" not in agent.calls and "DeleteSnapshot" not in agent.calls
+        assert agent.holds == kept
+        (tmp_path / "api.key").write_text(plane.key)
+        with control_plane(tmp_path, agent, url) as right:
+            assert post(right, f"/v1/sandboxes/{sandbox}/resume")["status"] == "running"
+            right.create(template="n")
 
 
 def test_none_of_this_was_an_accident(plane: Plane) -> None:

@@ -20,7 +20,7 @@ from wrenn_sandbox.controlplane.platform import now
 from wrenn_sandbox.controlplane.reconciler import Reconciler
 from wrenn_sandbox.controlplane.usecases.find_sandboxes import get_sandbox
 from wrenn_sandbox.core.errors import Unavailable
-from wrenn_sandbox.core.ids import SandboxId, TemplateId
+from wrenn_sandbox.core.ids import BuildId, SandboxId, TemplateId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.reconcile import Timing
 from wrenn_sandbox.db import builds, hosts, sandboxes
@@ -347,5 +347,59 @@ def test_a_snapshot_that_left_it_paused_still_becomes_a_template(world) -> None:
             await Reconciler(w.platform, AT_ONCE).tick()
             assert (await settled(w, row)).state is State.PAUSED
             assert await all_builds(w) == {named.id.value: named}, "the intent is the list of builds' to settle"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["it was done", "it was not done"])
+def test_a_roll_back_that_a_killed_control_plane_left_is_settled(world, done: bool) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row = await made(w)
+            target = BuildId(UUID(BUILD))
+            async with w.platform.db.write() as connection:
+                assert await sandboxes.begin_rollback(connection, row.id, target)
+            before = await row_of(w, row.id)
+            assert before.intended_build_id == target
+            host_ip = "10.11.0.9" if done else row.host_ip
+            has = BUILD if done else ""
+            listing(w, info(row, host_ip=host_ip, build_id=has, current_build_id=has))
+            await Reconciler(w.platform).tick()
+            assert await settled(w, row) == before, "not at once"
+            w.platform.rows.put(row.id, before, w.platform.rows.ticket())
+            await Reconciler(w.platform, AT_ONCE).tick()
+            found = await settled(w, row)
+            new = {"build_id": target, "current_build_id": target} if done else {}
+            assert found == replace(before, intended_build_id=None, host_ip=host_ip, **new)
+            assert w.platform.rows.get(row.id) is None, "its address goes to the proxy"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("born", [3, 2, 0])
+def test_a_fork_that_a_killed_control_plane_left_has_all_its_children_or_none(world, born: int) -> None:
+    async def main() -> None:
+        async with world() as w:
+            source, fork = await made(w), BuildId(uuid4())
+            children = [
+                replace(source, id=SandboxId(uuid4()), state=State.PENDING, intended_build_id=fork) for _ in range(3)
+            ]
+            async with w.platform.db.write() as connection:
+                for child in children:
+                    await sandboxes.add(connection, child)
+            there = [info(child, host_ip="10.11.0.9", current_build_id=str(fork.value)) for child in children[:born]]
+            listing(w, info(source), *there)
+            await Reconciler(w.platform, AT_ONCE).tick()
+            for child in children:
+                found = await settled(w, child)
+                if born == 3:
+                    assert (found.state, found.host_ip) == (State.RUNNING, "10.11.0.9")
+                    assert (found.current_build_id, found.intended_build_id) == (fork, None)
+                else:
+                    assert (found.state, found.status_slug) == (State.ERROR, "fork_interrupted")
+                    assert found.build_id is None
+            ended = {r.sandbox_id for r in w.agent.requests("DestroySandbox")}
+            assert ended == (set() if born == 3 else {entry.sandbox_id for entry in there})
+            assert (await settled(w, source)).state is State.RUNNING
 
     asyncio.run(main())

@@ -19,7 +19,7 @@ from wrenn_sandbox.core.reconcile import (
     Memory,
     Move,
     Note,
-    NoteBuild,
+    NoteMoment,
     Record,
     Row,
     Seen,
@@ -50,8 +50,22 @@ def row(
     reason: str = "",
     build: BuildId | None = None,
     current: BuildId | None = None,
+    intended: BuildId | None = None,
+    host_ip: str = "",
+    sandbox: SandboxId = ONE,
 ) -> Row:
-    return Row(ONE, state, age_s, Lifetime(), reason, busy, build, current)
+    return Row(
+        sandbox,
+        state,
+        age_s,
+        Lifetime(),
+        reason=reason,
+        busy=busy,
+        build=build,
+        current=current,
+        intended=intended,
+        host_ip=host_ip,
+    )
 
 
 def move_of(decisions: tuple[Decision, ...]) -> Move:
@@ -204,9 +218,85 @@ def test_work_that_no_row_knows_is_another_databases(seen: Seen) -> None:
 
 def test_a_new_build_of_a_running_one_is_noted() -> None:
     seen = [Seen(ONE, State.RUNNING, Lifetime(), build=B)]
-    assert once([row(State.RUNNING, build=A)], seen) == (NoteBuild(ONE, B),)
+    assert once([row(State.RUNNING, build=A)], seen) == (NoteMoment(ONE, B, B),)
     assert once([row(State.RUNNING, build=B)], seen) == once([row(State.RUNNING, build=A, busy=True)], seen) == ()
     assert once([row(State.RUNNING, build=A)], [Seen(ONE, State.RUNNING, Lifetime())]) == ()
+
+
+def running(
+    build: BuildId | None = None, current: BuildId | None = None, host_ip: str = "", lifetime: Lifetime | None = None
+) -> Seen:
+    return Seen(ONE, State.RUNNING, lifetime or Lifetime(), host_ip=host_ip, build=build, current=current)
+
+
+def test_an_abandoned_roll_back_is_settled_by_what_the_host_has() -> None:
+    back = row(State.RUNNING, build=B, current=B, intended=A, host_ip="10.11.0.1")
+    assert once([back], [running(A, A, "10.11.0.2")]) == (NoteMoment(ONE, A, A, "10.11.0.2", settles=True),)
+    assert once([back], [running(B, B, "10.11.0.1")]) == (NoteMoment(ONE, settles=True),)
+    # It was resumed from an older build than its newest: what it has, does not tell.
+    older = row(State.RUNNING, build=A, current=B, intended=A, host_ip="10.11.0.1")
+    assert once([older], [running(A, A, "10.11.0.2")]) == (NoteMoment(ONE, None, A, "10.11.0.2", settles=True),)
+    assert once([older], [running(A, B, "10.11.0.1")]) == (NoteMoment(ONE, settles=True),)
+    # An agent killed in the middle holds the build already, and runs what ran before.
+    assert once([back], [running(A, B, "10.11.0.1")]) == (NoteMoment(ONE, A, B, settles=True),)
+
+
+def test_a_roll_back_somebody_works_on_is_left_alone() -> None:
+    for state in ({"age_s": YOUNG}, {"busy": True}):
+        back = row(State.RUNNING, build=B, intended=A, **state)  # type: ignore[arg-type]
+        assert once([back], [running(A, A, "10.11.0.2")]) == once([back], [running(B, B)]) == ()
+
+
+def test_a_roll_back_that_came_too_late_to_be_settled_is_seen_by_its_address() -> None:
+    settled = row(State.RUNNING, build=A, current=B, host_ip="10.11.0.1")
+    assert once([settled], [running(A, A, "10.11.0.2")]) == (NoteMoment(ONE, None, A, "10.11.0.2"),)
+    assert once([settled], [running(A, B, "10.11.0.1")]) == once([settled], [running(A, None, "")]) == ()
+
+
+def fork_of(*ages: float, busy: bool = False) -> list[Row]:
+    return [
+        row(State.PENDING, age_s=age_s, busy=busy, intended=A, sandbox=SandboxId(UUID(int=n + 1)))
+        for n, age_s in enumerate(ages)
+    ]
+
+
+def test_children_of_an_abandoned_fork_come_to_be_together() -> None:
+    children = fork_of(OLD, OLD, OLD)
+    seen = [
+        Seen(ONE, State.RUNNING),
+        Seen(TWO, State.STOPPED, slug="deadline"),
+        Seen(children[2].id, State.PAUSED, build=B),
+    ]
+    moves = once(children, seen)
+    assert [(m.id, m.state) for m in moves if isinstance(m, Move)] == [
+        (ONE, State.RUNNING),
+        (TWO, State.STOPPED),
+        (children[2].id, State.PAUSED),
+    ]
+    other = row(State.PENDING, intended=B, sandbox=SandboxId(UUID(int=9)))
+    failed = once([*children, other], seen)[-1:]
+    assert (move_of(failed).id, move_of(failed).slug) == (other.id, "fork_interrupted"), (
+        "another fork is another matter"
+    )
+
+
+@pytest.mark.parametrize("seen", [[], [Seen(TWO, State.RUNNING)], [Seen(TWO, State.RUNNING), Seen(ONE, State.ERROR)]])
+def test_of_an_abandoned_fork_without_one_child_none_stays(seen: list[Seen]) -> None:
+    children = fork_of(OLD, OLD, OLD)[: 2 if len(seen) == 2 else 3]
+    decisions = once(children, seen)
+    moves = [d for d in decisions if isinstance(d, Move)]
+    assert {m.id for m in moves} == {child.id for child in children}
+    assert {(m.state, m.slug, m.seen) for m in moves} == {(State.ERROR, "fork_interrupted", None)}
+    assert {d.id for d in decisions if isinstance(d, Destroy)} == {entry.id for entry in seen}
+    if seen:
+        assert moves[0].id == TWO, "whoever dies after some of them leaves one that was not born to the next"
+
+
+def test_children_somebody_makes_are_left_alone() -> None:
+    one = [Seen(ONE, State.RUNNING)]
+    assert later(fork_of(OLD, OLD, busy=True), one, 1e6) == later(fork_of(OLD, YOUNG), one, 1e6) == ()
+    making = [*one, Seen(TWO, State.STARTING, progress="restoring")]
+    assert once(fork_of(OLD, OLD), making) == (Note(TWO, State.PENDING, "restoring"),)
 
 
 def test_a_pending_row_somebody_works_on_is_left_alone() -> None:
@@ -271,6 +361,7 @@ def test_a_host_that_comes_back_brings_its_sandboxes_back() -> None:
     states=st.lists(st.sampled_from(State), max_size=5),
     seen=st.lists(st.tuples(st.sampled_from(State), st.sampled_from([None, A, B])), max_size=5),
     known=st.sampled_from([None, A]),
+    intended=st.sampled_from([None, B]),
     age_s=st.sampled_from([YOUNG, OLD]),
     busy=st.booleans(),
     waited_s=st.sampled_from([0.0, 1e6]),
@@ -279,12 +370,14 @@ def test_every_move_is_one_the_lifecycle_knows(
     states: list[State],
     seen: list[tuple[State, BuildId | None]],
     known: BuildId | None,
+    intended: BuildId | None,
     age_s: float,
     busy: bool,
     waited_s: float,
 ) -> None:
     rows = [
-        Row(SandboxId(UUID(int=n)), state, age_s, Lifetime(), "", busy, known, known) for n, state in enumerate(states)
+        Row(SandboxId(UUID(int=n)), state, age_s, Lifetime(), "", busy, known, known, intended)
+        for n, state in enumerate(states)
     ]
     entries = [Seen(SandboxId(UUID(int=n)), state, build=build) for n, (state, build) in enumerate(seen)]
     decisions = later(rows, entries, waited_s)
@@ -293,7 +386,8 @@ def test_every_move_is_one_the_lifecycle_knows(
             assert decision.state in TRANSITIONS[decision.expected]
             assert decision.state not in (State.ERROR,) or decision.slug
             assert decision.expected is not State.PAUSED
-    assert len({d.id for d in decisions}) == len(decisions), "one decision a sandbox"
+    kinds = [(d.id, isinstance(d, Destroy) and intended is not None) for d in decisions]
+    assert len(set(kinds)) == len(decisions), "one decision a sandbox, but for the children of a fork that failed"
 
 
 def builds_once(rows: list[BuildRow], seen: list[SeenBuild], *known: TemplateId) -> tuple[BuildDecision, ...]:

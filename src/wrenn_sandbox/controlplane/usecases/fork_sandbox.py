@@ -45,13 +45,14 @@ async def fork_sandbox(platform: Platform, team: TeamId, sandbox: SandboxId, wis
         raise Invalid(f"A fork makes 1 to {MAX_CHILDREN} children: fork again for more.", slug="invalid_size")
     source = await get_sandbox(platform, team, sandbox)
     require(source.state, Action.FORK)
-    children = [_child(source, wish.lifetime) for _ in range(wish.count)]
-    work = _fork(platform, source, intent(source, Kind.FORK), children)
+    intended = intent(source, Kind.FORK)
+    children = [_child(source, intended, wish.lifetime) for _ in range(wish.count)]
+    work = _fork(platform, source, intended, children)
     return await platform.settling.finish(sandbox, work, also=[child.id for child in children])
 
 
-def _child(source: Sandbox, change: LifetimeChange) -> Sandbox:
-    """A sandbox like its source, but for its identity."""
+def _child(source: Sandbox, intended: Build, change: LifetimeChange) -> Sandbox:
+    """A sandbox like its source, but for its identity; it names the fork, so that all or none come to be."""
     moment = now()
     return replace(
         source,
@@ -68,6 +69,7 @@ def _child(source: Sandbox, change: LifetimeChange) -> Sandbox:
         stopped_at=None,
         last_active_at=None,
         build_id=None,
+        intended_build_id=intended.id,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
 import pytest
 
@@ -22,7 +23,7 @@ from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox
 from wrenn_sandbox.controlplane.usecases.fork_sandbox import ForkWish, fork_sandbox
 from wrenn_sandbox.controlplane.usecases.set_lifetime import LifetimeChange
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, NotFound, Unavailable
-from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.ids import BuildId, SandboxId
 from wrenn_sandbox.core.lifecycle import State
 from wrenn_sandbox.core.spec import Lifetime
 from wrenn_sandbox.db import sandboxes
@@ -74,12 +75,13 @@ def test_rows_are_there_before_the_host_is_asked_and_busy_meanwhile(world) -> No
             async def fork(request: pb.ForkSandboxRequest) -> pb.ForkSandboxResponse:
                 rows = await others(w, source)
                 assert {row.state for row in rows} == {State.PENDING} and len(rows) == 2
+                assert {row.intended_build_id for row in rows} == {BuildId(UUID(request.build_id))}
                 assert all(w.platform.settling.is_busy(row.id) for row in (*rows, source))
                 return forked(request)
 
             w.agent.answers["ForkSandbox"] = fork
             children = await fork_sandbox(w.platform, w.team, source.id, ForkWish(2, LifetimeChange(7)))
-            assert {child.lifetime.idle_timeout_s for child in children} == {7}
+            assert {(c.lifetime.idle_timeout_s, c.intended_build_id) for c in children} == {(7, None)}
             assert not any(w.platform.settling.is_busy(child.id) for child in children)
 
     asyncio.run(main())

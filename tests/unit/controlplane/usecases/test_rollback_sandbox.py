@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.unit.controlplane.conftest import World
 from tests.unit.controlplane.moments import a_paused_one, left_by_its_caller, obedient, row_of
 from tests.unit.controlplane.usecases.test_find_sandboxes import STRANGER, made, move
+from wrenn_sandbox.controlplane.intents import is_certain
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox
 from wrenn_sandbox.controlplane.usecases.fork_sandbox import ForkWish, fork_sandbox
 from wrenn_sandbox.controlplane.usecases.resume_sandbox import resume_sandbox
@@ -97,7 +99,28 @@ def test_a_failed_rollback_leaves_it_as_it_was(world, failure: Exception) -> Non
             w.agent.answers["RollbackSandbox"] = failure
             with pytest.raises(type(failure)):
                 await rollback_sandbox(w.platform, w.team, row.id, str(earlier))
-            assert await row_of(w, row.id) == row
+            after = await row_of(w, row.id)
+            assert after == replace(
+                row, last_updated=after.last_updated, intended_build_id=None if is_certain(failure) else earlier
+            )
+
+    asyncio.run(main())
+
+
+def test_the_row_names_the_moment_before_the_host_is_asked(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row, earlier = await with_history(w)
+
+            async def roll_back(_request: object) -> pb.RollbackSandboxResponse:
+                during = await row_of(w, row.id)
+                assert (during.state, during.intended_build_id) == (State.RUNNING, earlier)
+                assert during.last_updated > row.last_updated and w.platform.settling.is_busy(row.id)
+                return pb.RollbackSandboxResponse(host_ip="10.11.0.4")
+
+            w.agent.answers["RollbackSandbox"] = roll_back
+            after = await rollback_sandbox(w.platform, w.team, row.id, str(earlier))
+            assert (after.intended_build_id, after.build_id, after.current_build_id) == (None, earlier, earlier)
 
     asyncio.run(main())
 

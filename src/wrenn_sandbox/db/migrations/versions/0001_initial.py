@@ -140,6 +140,7 @@ def sandboxes(s: Schema) -> None:
         *(s.string("host_ip", ""), s.string("access_token", ""), s.json("metadata"), s.json("network")),
         *(s.json("envs"), s.string("default_user", "")),
         *(s.uuid("build_id", null=True), s.uuid("current_build_id", null=True)),
+        s.uuid("intended_build_id", null=True),
         *(s.time("created_at"), s.time("started_at", null=True), s.time("stopped_at", null=True)),
         *(s.time("last_active_at", null=True), s.time("last_updated")),
     )
