@@ -123,8 +123,14 @@ class BuildStore(Keeping):
         return self._library.build(draft.build_id)
 
     def require_runnable(self, build: Build, platform: Platform, tsc_khz: int) -> None:
-        """Raise Conflict (``build_incompatible``) when ``build`` cannot run here; see ``compatibility``."""
+        """Raise Conflict (``build_incompatible``) when ``build`` cannot run here; see ``compatibility``.
+
+        Raises Unavailable (``build_broken``) when a file that it needs is gone.
+        """
         compatibility.require_runnable(build.manifest, self._library.catalog, platform, tsc_khz)
+        files = [*(build.directory / name for name in named_files(build.manifest)), *build.disk_layers()]
+        if gone := [path for path in files if not path.exists()]:
+            raise broken(build.directory, f"{gone[0]} is gone")
 
     def materialise(self, build_id: UUID) -> Path:
         """Give the build a flat RAM file, so that restores have nothing to write over it; returns that file.

@@ -176,13 +176,16 @@ class Registry:
             return
         if sandbox.failure is not None and before is not None:
             self._sandboxes[sandbox_id] = before
-        elif sandbox.failure is not None or (sandbox.state is State.STOPPED and not sandbox.reason_slug):
-            self._sandboxes.pop(sandbox_id, None)
-        if sandbox.state is State.STOPPED:
+        elif sandbox.failure is not None:
+            del self._sandboxes[sandbox_id]
+        elif sandbox.state is State.STOPPED:
             try:
                 await self.host.builds.release(str(sandbox_id))
-            except WrennError as error:
+            except WrennError as error:  # it stays listed until somebody destroys it with more success
                 log.error("the build of a stopped sandbox stays", sandbox=str(sandbox_id), error=error.message)
+                return
+            if not sandbox.reason_slug and self._sandboxes.get(sandbox_id) is sandbox:
+                del self._sandboxes[sandbox_id]
 
     def _forget_old(self) -> None:
         now = time.monotonic()

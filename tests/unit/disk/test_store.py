@@ -14,7 +14,7 @@ from tests.unit.disk.world import PAGES, SIZE, World, page
 from wrenn_sandbox.core.artefacts import FLAT
 from wrenn_sandbox.core.errors import Bug, Conflict, Exhausted, NotFound, Unavailable
 from wrenn_sandbox.core.extents import PAGE
-from wrenn_sandbox.disk import overlay
+from wrenn_sandbox.disk import compatibility, overlay
 from wrenn_sandbox.disk import store as stores
 from wrenn_sandbox.disk.build import FLAT_MEMORY
 
@@ -321,6 +321,22 @@ def test_runnable_means_what_compatibility_says(world: World) -> None:
     with pytest.raises(Conflict) as caught:
         world.store.require_runnable(build, build.manifest.platform, 0)  # only the root file system is there
     assert caught.value.slug == "build_incompatible"
+
+
+@pytest.mark.parametrize("name", ["state", "memory", "memory.header", "disk.qcow2"])
+def test_a_build_that_has_lost_a_file_is_not_runnable(world: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "require_runnable", lambda *_: None)
+    build = world.capture(world.base, {1: page(77)})
+    above = world.capture(build.id, {2: page(78)})
+    for each in (build, above):
+        world.store.require_runnable(each, each.manifest.platform, 0)
+    (build.directory / name).unlink()
+    with pytest.raises(Unavailable, match=rf"{name} is gone") as caught:
+        world.store.require_runnable(build, build.manifest.platform, 0)
+    assert caught.value.slug == "build_broken"
+    if name == "disk.qcow2":  # those above need it, too
+        with pytest.raises(Unavailable, match="is broken"):
+            world.store.require_runnable(above, above.manifest.platform, 0)
 
 
 def test_sizes_are_what_is_allocated(world: World) -> None:

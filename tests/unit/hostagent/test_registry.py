@@ -36,6 +36,31 @@ def test_a_sandbox_is_found_until_it_is_destroyed(world: FakeWorld, run) -> None
     run(work)
 
 
+def test_one_whose_build_cannot_be_let_go_stays_listed_until_it_can(
+    world: FakeWorld, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            registry = opened(world, group)
+            sandbox = await registry.create(request())
+
+            def fails(_: str) -> None:
+                raise Unavailable("the disk is read-only", slug="disk_unavailable")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(registry.host.builds.store, "release", fails)
+                with pytest.raises(Unavailable):
+                    await registry.destroy(sandbox.request.id)
+                await sandbox.ended()
+                await asyncio.sleep(0)
+                assert [each.state for each in registry.all()] == [State.STOPPED]
+            await registry.destroy(sandbox.request.id)
+            assert registry.all() == []
+        world.assert_nothing_left()
+
+    run(work)
+
+
 def test_what_failed_to_start_is_forgotten_and_its_id_free_again(world: FakeWorld, run) -> None:
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
