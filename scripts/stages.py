@@ -32,6 +32,8 @@ def _python(*arguments: str) -> tuple[str, ...]:
 LAYOUT = ("tests/unit/test_layout.py", "tests/unit/test_docs.py", "tests/unit/test_errors_page.py")
 #: Two, each in a network of its own; the tests of a file share its fixtures, so they stay together.
 WORKERS = ("--dist", "loadfile", "--tx", "2*popen//python=tests/worker")
+#: No test looks at pytest's copy of the log, and the files of one that passed are of no use.
+LIGHT = ("-p", "no:logging", "-o", "tmp_path_retention_policy=failed")
 CHECKS = (
     Stage("format", 5, (str(BIN / "ruff"), "format", "--check", "-q", "src", "tests", "scripts")),
     Stage("lint", 5, (str(BIN / "ruff"), "check", "-q", "src", "tests", "scripts")),
@@ -40,7 +42,7 @@ CHECKS = (
     Stage("layout", 5, _python("pytest", "-q", *LAYOUT)),
 )
 TESTS = (
-    Stage("unit", 10, _python("pytest", "-q", "-n", "2", "tests/unit")),
+    Stage("unit", 10, _python("pytest", "-q", "-n", "2", *LIGHT, "tests/unit")),
     Stage("platform", 300, _python("pytest", "-q", *WORKERS, "tests/contract", "tests/platform")),
     Stage("machine", 900, _python("pytest", "-q", "tests/machine")),
 )
