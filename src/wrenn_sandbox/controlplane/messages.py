@@ -94,6 +94,7 @@ def seen(info: pb.SandboxInfo) -> Seen | None:
         shape=Shape(info.vcpus, info.memory_mb) if info.vcpus and info.memory_mb else None,
         build=_build_id(info.build_id),
         current=_build_id(info.current_build_id),
+        stalled=info.stalled,
     )
 
 

@@ -39,6 +39,8 @@ class Platform:
     domain: str = "localhost"
     keys: Expiring[str, ApiKey] = field(default_factory=lambda: Expiring(KEY_CACHE_S))
     rows: Expiring[SandboxId, Sandbox] = field(default_factory=lambda: Expiring(ROW_CACHE_S))
+    #: What the guests of running sandboxes wait for, as their host said it last: slugs.
+    stalled: dict[SandboxId, str] = field(default_factory=dict)
     #: Uses of keys not yet written to the database.
     used_keys: dict[ApiKeyId, datetime] = field(default_factory=dict)
 

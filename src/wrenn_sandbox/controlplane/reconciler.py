@@ -91,6 +91,7 @@ class Reconciler:
             request = pb.ListSandboxesRequest()
             answer = await platform.agent.call("ListSandboxes", request, pb.ListSandboxesResponse, timeout_s=_LIST_S)
         except WrennError as error:
+            platform.stalled = {}
             silent_s = time.monotonic() - platform.contact.last_answer_s
             _log.warning("the host agent does not answer", silent_s=round(silent_s), reason=error.message)
             await self._carry_out(decide_unreachable(compared, silent_s, self._timing), rows)
@@ -100,6 +101,7 @@ class Reconciler:
             return
         platform.contact.last_answer_s, platform.contact.answered = time.monotonic(), True
         entries = [entry for info in answer.sandboxes if (entry := seen(info)) is not None]
+        platform.stalled = {entry.id: entry.stalled for entry in entries if entry.stalled}
         compared += await self._ended({entry.id for entry in entries} - rows.keys())
         plan = decide(compared, entries, self._memory, time.monotonic(), self._timing)
         self._memory = plan.memory

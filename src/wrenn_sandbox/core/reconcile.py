@@ -87,6 +87,7 @@ class Seen:
     """What the agent says of one sandbox. ``build``: the newest durable one that is its own.
 
     ``current`` is what a running one descends from; None above a base template, and while that is not known.
+    ``stalled`` is the slug of what its guest waits for.
     """
 
     id: SandboxId
@@ -99,6 +100,7 @@ class Seen:
     shape: Shape | None = None
     build: BuildId | None = None
     current: BuildId | None = None
+    stalled: str = ""
 
 
 @dataclass(frozen=True, slots=True)

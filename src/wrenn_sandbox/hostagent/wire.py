@@ -310,4 +310,5 @@ def sandbox_info(sandbox: Sandbox, unix_offset_s: float) -> pb.SandboxInfo:
         progress=sandbox.watch.doing,
         build_id=str(sandbox.build_id) if sandbox.build_id else "",
         current_build_id=str(parts.ground.parent_id) if parts is not None and descends else "",
+        stalled=parts.machine.stalled if parts is not None else "",
     )

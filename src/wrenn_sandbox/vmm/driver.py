@@ -101,6 +101,10 @@ class Machine(Protocol):
     def ram(self) -> Ram:
         """Where the guest's memory is mapped, for ``vmm.ram``."""
 
+    @property
+    def stalled(self) -> str:
+        """What its guest waits for, as a slug: ``host_disk_full``; empty while it goes on."""
+
     async def snapshot(self, state: Path, overlay: Path | None = None) -> None:
         """Stop the machine and write its device state to the new file ``state``; its disk's caches are written back.
 

@@ -76,6 +76,11 @@ class FakeMachine:
         """The keeper's mapping of the RAM file."""
         return self._ram
 
+    @property
+    def stalled(self) -> str:
+        """Never: what its programs write to a full disk fails."""
+        return ""
+
     async def pause(self) -> None:
         """Stop every process of the tree."""
         await self._faults("pause")

@@ -45,6 +45,7 @@ class Machine:
     reason_slug: str = ""
     progress: str = ""
     host_ip: str = "10.11.0.1"
+    stalled: str = ""
     lifetime: pb.Lifetime | None = None
     last_active: float = field(default_factory=time.time)
     #: The newest durable build of its own, and the one its present state descends from.
@@ -147,6 +148,7 @@ class StandIn(Moments, HostAgentService):
                     lifetime=machine.lifetime,
                     build_id=machine.build_id,
                     current_build_id=machine.current,
+                    stalled=machine.stalled,
                 )
                 for sandbox_id, machine in self.machines.items()
             ]

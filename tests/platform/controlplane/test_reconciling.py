@@ -57,6 +57,16 @@ def test_every_difference_is_repaired(plane: Plane) -> None:
     write(plane, "UPDATE sandboxes SET status = 'stopped' WHERE id = ?", str(SandboxId.parse(paused).value))
 
 
+def test_a_guest_that_waits_for_room_says_so_while_it_does(plane: Plane) -> None:
+    sandbox, other = plane.create(), plane.create()
+    read = lambda of: plane.client.get(f"/v1/sandboxes/{of}").json()  # noqa: E731
+    plane.agent.machines[sandbox].stalled = "host_disk_full"
+    until(lambda: read(sandbox).get("stalled") == "host_disk_full")
+    assert (read(sandbox)["status"], "stalled" in read(other)) == ("running", False)
+    plane.agent.machines[sandbox].stalled = ""
+    until(lambda: "stalled" not in read(sandbox))
+
+
 def test_a_sandbox_in_the_making_says_what_it_waits_for(plane: Plane) -> None:
     plane.agent.delay_s["CreateSandbox"] = 6
     maker = threading.Thread(target=lambda: plane.client.post("/v1/sandboxes", json={}))

@@ -403,3 +403,21 @@ def test_a_fork_that_a_killed_control_plane_left_has_all_its_children_or_none(wo
             assert (await settled(w, source)).state is State.RUNNING
 
     asyncio.run(main())
+
+
+def test_what_a_guest_waits_for_is_known_while_it_lasts(world) -> None:
+    async def main() -> None:
+        async with world() as w:
+            row, other = await made(w), await made(w)
+            waits = info(row, stalled="host_disk_full")
+            for answer, known in (
+                (pb.ListSandboxesResponse(sandboxes=[waits, info(other)]), {row.id: "host_disk_full"}),
+                (pb.ListSandboxesResponse(sandboxes=[info(row), info(other)]), {}),
+                (pb.ListSandboxesResponse(sandboxes=[waits]), {row.id: "host_disk_full"}),
+                (Unavailable("silent"), {}),
+            ):
+                w.agent.answers["ListSandboxes"] = answer
+                await Reconciler(w.platform).tick()
+                assert w.platform.stalled == known
+
+    asyncio.run(main())

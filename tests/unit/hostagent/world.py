@@ -73,6 +73,7 @@ class FakeMachine:
         self.pid = 2**22 + 1  # above the largest pid_max: nobody's
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.running = True
+        self.stalled = ""
         self.disk = spec.files.disk.stat().st_ino if spec is not None else 0
         self.memory: mmap.mmap | None = None
         if spec is not None:

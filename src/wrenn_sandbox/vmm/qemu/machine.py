@@ -69,6 +69,11 @@ class QemuMachine:
         """Where the guest's memory is mapped."""
         return self._ram
 
+    @property
+    def stalled(self) -> str:
+        """See ``vmm.driver``."""
+        return "host_disk_full" if self._pace.lacks_room else ""
+
     async def pause(self) -> None:
         """Stop the vCPUs; QEMU writes its disk caches back on the way."""
         await self._pace.stop()

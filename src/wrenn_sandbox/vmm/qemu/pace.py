@@ -14,7 +14,7 @@ hears of an error: to it, time stood still until there was room.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -46,9 +46,13 @@ class Commands(Protocol):
 
 
 class Pace:
-    """Stops and goes of the machine ``name``; ``held`` when an earlier agent may have stopped it."""
+    """Stops and goes of the machine ``name``; ``held`` when an earlier agent may have stopped it.
+
+    ``lacks_room`` while it stands still at a write for which the host's disk has no room.
+    """
 
     def __init__(self, name: str, monitor: Commands, *, held: bool = False) -> None:
+        self.lacks_room = False
         self._name = name
         self._monitor = monitor
         self._held = held
@@ -82,9 +86,11 @@ class Pace:
                 waits = await (self._again(events) if waits else self._failed(events))
             if waits:
                 await asyncio.sleep(AGAIN_S)
+            else:
+                self.lacks_room = False
 
     async def _failed(self, events: Events) -> bool:
-        await events.get()
+        self.lacks_room = _stopped_it(await events.get())
         log.warning("the guest's disk failed; for want of room it waits", machine=self._name)
         return True
 
@@ -102,3 +108,9 @@ class Pace:
         except Unavailable as error:
             return error.slug != "vmm_gone"
         return True
+
+
+def _stopped_it(event: object) -> bool:
+    """Whether QEMU stopped the machine for it (``action`` of BLOCK_IO_ERROR); other failures the guest is told."""
+    data = event.get("data") if isinstance(event, Mapping) else None
+    return isinstance(data, Mapping) and data.get("action") == "stop"

@@ -28,6 +28,8 @@ def test_the_whole_way_over_messages(world: FakeWorld, run) -> None:
         async with opened(world) as (moments, registry):
             calls, sb = MomentCalls(moments, CAPABILITIES), str((await registry.create(request())).request.id)
             assert current(registry, sb) == "", "a base template is nobody's moment"
+            world.machines[0].stalled = "host_disk_full"
+            assert wire.sandbox_info(registry.get(SandboxId.parse(sb)), 0.0).stalled == "host_disk_full"
             pause, build_id = pb.PauseSandboxRequest(sandbox_id=sb, build_id=str(uuid4())), ""
             answer = await calls.pause_sandbox(pause, None)
             assert answer.build is not None and current(registry, sb) == ""

@@ -18,7 +18,8 @@ class _Qemu:
         self.commands: list[str] = []
         self.runs, self.full, self.writes = True, False, False
         self.refusals: list[Unavailable] = []
-        self._listeners: list[asyncio.Queue[str]] = []
+        self.action = "stop"
+        self._listeners: list[asyncio.Queue[object]] = []
 
     async def execute(self, command: str, **_: object) -> object:
         self.commands.append(command)
@@ -34,10 +35,10 @@ class _Qemu:
         if self.full:
             self.runs = False
             for listener in self._listeners:
-                listener.put_nowait("BLOCK_IO_ERROR")
+                listener.put_nowait({"event": "BLOCK_IO_ERROR", "data": {"action": self.action}})
 
     @contextmanager
-    def listening_for(self, event: str) -> Iterator[asyncio.Queue[str]]:
+    def listening_for(self, event: str) -> Iterator[asyncio.Queue[object]]:
         assert event == "BLOCK_IO_ERROR"
         self._listeners.append(asyncio.Queue())
         try:
@@ -69,17 +70,28 @@ async def _turns() -> None:
 
 
 def test_it_goes_on_as_soon_as_there_is_room_and_not_before() -> None:
-    async def work(qemu: _Qemu, _: Pace) -> None:
+    async def work(qemu: _Qemu, here: Pace) -> None:
+        assert not here.lacks_room
         qemu.full = True
         qemu.write()
         await _turns()
-        assert not qemu.runs and qemu.commands.count("cont") > 1
+        assert not qemu.runs and qemu.commands.count("cont") > 1 and here.lacks_room
         qemu.full = False
         await _turns()
-        assert qemu.runs and not qemu.writes
+        assert qemu.runs and not qemu.writes and not here.lacks_room
         tried = len(qemu.commands)
         await _turns()
         assert len(qemu.commands) == tried
+
+    _scene(work)
+
+
+def test_a_failure_that_the_guest_is_told_is_no_want_of_room() -> None:
+    async def work(qemu: _Qemu, here: Pace) -> None:
+        qemu.full, qemu.action = True, "report"
+        qemu.write()
+        await _turns()
+        assert not here.lacks_room
 
     _scene(work)
 

@@ -223,6 +223,10 @@ class SandboxOut(BaseModel):
     status: str
     status_reason: str | None = None
     status_slug: str | None = None
+    stalled: Literal["host_disk_full"] | None = Field(
+        None,
+        description="Its guest stands still at a write until the host's disk has room; then it goes on by itself.",
+    )
     template: str
     template_id: str
     build_id: str | None = Field(None, description="Its newest durable moment: where it is paused, or can resume from.")

@@ -24,6 +24,7 @@ from wrenn_sandbox.controlplane.http.v1.models import (
     SandboxOut,
     Timeouts,
 )
+from wrenn_sandbox.controlplane.platform import Platform
 from wrenn_sandbox.controlplane.usecases.create_sandbox import Phase, Wish
 from wrenn_sandbox.controlplane.usecases.create_sandbox import create_sandbox as create
 from wrenn_sandbox.controlplane.usecases.destroy_sandbox import destroy_sandbox as destroy
@@ -177,6 +178,7 @@ def shown(request: Request, row: Sandbox, phases: tuple[Phase, ...] | None = Non
         status=row.state.value,
         status_reason=row.status_reason or None,
         status_slug=row.status_slug or None,
+        stalled="host_disk_full" if _is_stalled(request, row) else None,
         template=row.template,
         template_id=str(row.template_id),
         build_id=str(row.build_id) if row.build_id else None,
@@ -200,6 +202,11 @@ def shown(request: Request, row: Sandbox, phases: tuple[Phase, ...] | None = Non
         ),
         phases=None if phases is None else [PhaseOut(name=phase.name, ms=phase.ms) for phase in phases],
     )
+
+
+def _is_stalled(request: Request, row: Sandbox) -> bool:
+    platform: Platform = request.app.state.platform
+    return row.state is State.RUNNING and platform.stalled.get(row.id) == "host_disk_full"
 
 
 def _moment(unix_s: float) -> datetime | None:
