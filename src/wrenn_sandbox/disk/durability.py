@@ -30,12 +30,17 @@ def disk_errors(what: str) -> Iterator[None]:
 
 def translated(error: OSError, what: str) -> WrennError:
     """The error for the user when work on ``what``, a noun phrase, failed."""
-    if error.errno in _FULL:
+    if is_full(error):
         return disk_full()
     return Unavailable(
         f"This host's disk fails with {what}: {error.strerror}. Look at the disk, then try again.",
         slug="disk_unavailable",
     )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it is the error of somebody who wanted room on a disk."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def disk_full() -> Exhausted:

@@ -33,6 +33,7 @@ from wrenn_sandbox.core import lifecycle
 from wrenn_sandbox.core.errors import Bug, Conflict, Unavailable, WrennError, first_cause
 from wrenn_sandbox.core.lifecycle import Action, State
 from wrenn_sandbox.core.spec import Lifetime, TimeoutAction
+from wrenn_sandbox.disk import durability
 from wrenn_sandbox.hostagent import moment
 from wrenn_sandbox.hostagent.builds import Claims, Kept
 from wrenn_sandbox.hostagent.host import Host
@@ -253,7 +254,7 @@ class Sandbox:
             end = await self._live()
         except Exception as error:
             cause = first_cause(error)
-            failure = cause if isinstance(cause, WrennError) else _bug(cause, self.request)
+            failure = _failure(cause, self.request)
             end = Stop(State.ERROR, failure.slug, failure.message)
             if not self._started.is_set():
                 self.failure = failure
@@ -371,7 +372,7 @@ class Sandbox:
             raise
         except Exception as error:
             cause = first_cause(error)
-            failure = cause if isinstance(cause, WrennError) else _bug(cause, self.request)
+            failure = _failure(cause, self.request)
             log.warning(
                 "operation failed", sandbox=str(self.request.id), action=operation.action.value, slug=failure.slug,
                 reason=failure.message,
@@ -478,6 +479,15 @@ def _never_started(stop: Stop) -> WrennError:
     if stop.state is State.ERROR:
         return Unavailable(f"The sandbox did not start. {stop.reason}", slug=stop.slug)
     return Conflict("The sandbox was destroyed while it was being made.", slug="sandbox_destroyed")
+
+
+def _failure(error: BaseException, request: Request) -> WrennError:
+    if isinstance(error, WrennError):
+        return error
+    if durability.is_full(error):
+        log.error("no room for a sandbox's files", sandbox=str(request.id), error=str(error))
+        return durability.disk_full()
+    return _bug(error, request)
 
 
 def _bug(error: BaseException, request: Request) -> Bug:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.platform.hostagent.conftest import Agent, Client, clean, connected, stop, vmm_pid
+from tests.small_disk import SmallDisk, small_disk
 from wrenn_sandbox.core.errors import Exhausted
 from wrenn_sandbox.hostagent import journal
 from wrenn_sandbox.vmm import keeper, ram
@@ -29,38 +29,10 @@ FIRST_PAGE, MARKED_PAGES = 77, 3
 NO_FLOOR = ("--min-disk-mib", "0", "--min-disk-fraction", "0")
 
 
-@dataclass(frozen=True)
-class SmallDisk:
-    """A tmpfs; ``path`` is where it is mounted."""
-
-    path: Path
-
-    def leave(self, *, pages: int = 1 << 14, files: int = 1 << 14) -> None:
-        """Have room for so many pages of content and so many files more."""
-        now = os.statvfs(self.path)
-        size, inodes = (now.f_blocks - now.f_bfree + pages) * now.f_frsize, now.f_files - now.f_ffree + files
-        _run("mount", "-o", f"remount,size={size},nr_inodes={inodes}", str(self.path))
-
-    def pages(self) -> int:
-        """Pages in use."""
-        now = os.statvfs(self.path)
-        return now.f_blocks - now.f_bfree
-
-    def files(self) -> int:
-        """Inodes in use; on a tmpfs each name of a file counts as one."""
-        now = os.statvfs(self.path)
-        return now.f_files - now.f_ffree
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    path = tmp_path / "small"
-    path.mkdir()
-    _run("mount", "-t", "tmpfs", "-o", "size=64m,nr_inodes=16k,mode=711", "small", str(path))
-    try:
-        yield SmallDisk(path)
-    finally:
-        _run("umount", str(path))
+    with small_disk(tmp_path / "small") as made:
+        yield made
 
 
 @pytest.fixture
@@ -74,10 +46,6 @@ def small_agent(disk: SmallDisk, start_agent: Callable[..., Agent], tmp_path: Pa
         finally:
             code = stop(running)
         assert code == 0, running.log()
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True)
 
 
 @dataclass(frozen=True)

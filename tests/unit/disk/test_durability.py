@@ -25,6 +25,12 @@ def test_other_errors_say_what_failed() -> None:
     assert caught.value.slug == "disk_unavailable"
 
 
+def test_only_the_want_of_room_is_fullness() -> None:
+    assert durability.is_full(OSError(errno.ENOSPC, "full")) and durability.is_full(OSError(errno.EDQUOT, "full"))
+    assert not durability.is_full(OSError(errno.EROFS, "read-only"))
+    assert not durability.is_full(ValueError("full"))
+
+
 def test_a_file_is_the_new_one_when_the_write_returns(tmp_path: Path) -> None:
     path = tmp_path / "file"
     durability.write(path, b"one")

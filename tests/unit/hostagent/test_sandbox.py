@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import uuid4
@@ -55,6 +56,21 @@ def test_a_step_that_fails_leaves_nothing(world: FakeWorld, run, point: str) -> 
             await sandbox.started()
         assert failed.value.slug == "host_full"
         assert sandbox.state is State.ERROR
+        world.assert_nothing_left()
+
+    run(work)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_want_of_room_is_no_error_of_ours_wherever_it_is_found(world: FakeWorld, run, point: str) -> None:
+    async def work() -> None:
+        world.script.fail_at = point
+        world.script.error = lambda: OSError(errno.ENOSPC, "No space left on device")
+        sandbox = await run_sandbox(world)
+        await sandbox.run()
+        with pytest.raises(Exhausted) as failed:
+            await sandbox.started()
+        assert failed.value.slug == "host_disk_full"
         world.assert_nothing_left()
 
     run(work)
