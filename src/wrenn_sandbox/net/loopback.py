@@ -7,7 +7,7 @@ machine share these addresses; each begins at a number of its own, so that they 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
@@ -49,6 +49,7 @@ class LoopbackNetwork:
     first: int = field(default_factory=lambda: FIRST_SLOT + os.getpid() * _STRIDE % LAST_SLOT)
     _numbers: SlotNumbers = field(init=False)
     _in_use: int = 0
+    _reserved: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._numbers = SlotNumbers(first=self.first)
@@ -69,11 +70,22 @@ class LoopbackNetwork:
         """The slot of this number; raises Conflict (``slot_in_use``) or Invalid (``invalid_network_policy``)."""
 
         def claim() -> int:
-            if not self._numbers.claim(number):
+            if number not in self._reserved and not self._numbers.claim(number):
                 raise Conflict(f"Network slot {number} is in use.", slug="slot_in_use")
+            self._reserved.discard(number)
             return number
 
         return self._link(policy, claim)
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """Keep these for ``adopt``."""
+        self._reserved.update(number for number in numbers if self._numbers.claim(number))
+
+    async def give_up(self, number: int) -> None:
+        """A reserved number is free again."""
+        if number in self._reserved:
+            self._reserved.discard(number)
+            self._numbers.give_back(number)
 
     async def sweep(self) -> int:
         """Nothing can be left behind."""

@@ -6,6 +6,7 @@ one sandbox (connections, conntrack entries, counters, policy) reaches the next.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -37,8 +38,17 @@ class Network(Protocol):
     def adopt(self, number: int, policy: NetworkPolicy) -> AbstractAsyncContextManager[Link]:
         """The slot that the machine of a dead agent still uses, as if ``link`` had given it; its ``tap_fd`` is None.
 
-        Raises Unavailable (``network_lost``) when it is not whole any more, Conflict (``slot_in_use``).
+        Raises Unavailable (``network_lost``) when it is not whole any more, Conflict (``slot_in_use``). When it cannot
+        be taken over it is left as it is, and stays reserved.
         """
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """These slots are used by machines that an earlier agent left: nobody gets them, and no sweep takes them away,
+        before they were adopted or are given up.
+        """
+
+    async def give_up(self, number: int) -> None:
+        """Remove what there is of a reserved slot that was not adopted; of any other, nothing."""
 
     async def sweep(self) -> int:
         """Remove what a dead agent of the same tag left behind; returns how many namespaces and links went."""

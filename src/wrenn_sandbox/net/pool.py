@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from wrenn_sandbox.core.errors import Conflict, Exhausted, Unavailable, WrennError
-from wrenn_sandbox.core.slots import DEFAULT_POOLS, LAST_SLOT, AddressPools, slot
+from wrenn_sandbox.core.slots import DEFAULT_POOLS, LAST_SLOT, AddressPools, Slot, slot
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net import conflicts, conntrack, namespace, nftables
 from wrenn_sandbox.net.firewall import Limits, host_rules_removal, policy_rules
@@ -72,6 +72,8 @@ class NamespacePool:
         self._numbers = SlotNumbers(last_number(options.pools))
         #: Numbers whose names or addresses belong to somebody else, or that could not be removed.
         self._blocked: set[int] = set()
+        #: Numbers that machines of a dead agent use, from before they are taken over until they are not used any more.
+        self._reserved: set[int] = set()
         #: Numbers of which there may be anything on the host; and of these, the ones that are made.
         self._kept: set[int] = set()
         self._host = HostSide(options.tag, options.pools, options.agent_uid)
@@ -124,17 +126,38 @@ class NamespacePool:
     def adopt(self, number: int, policy: NetworkPolicy) -> AbstractAsyncContextManager[SlotLink]:
         """The slot that the machine of a dead agent still uses, with ``policy`` in force.
 
-        Raises Unavailable (``network_lost``), Conflict (``slot_in_use``), Invalid (``invalid_network_policy``).
+        Raises Unavailable (``network_lost``), Conflict (``slot_in_use``), Invalid (``invalid_network_policy``); the
+        slot stays as it is then.
         """
         return self._lent(policy, partial(self._take_over, number))
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """Slots that machines of a dead agent use: not handed out and not swept."""
+        for number in numbers:
+            if self._numbers.has(number) and number not in self._kept:
+                self._numbers.claim(number)
+                self._reserved.add(number)
+
+    async def give_up(self, number: int) -> None:
+        """Remove a reserved slot that is not adopted."""
+        if number not in self._reserved or number in self._kept:
+            return
+        async with self._nothing_made():
+            if number in self._kept:
+                return
+            await run_to_end(self._removers, partial(_remove, slot(number, self._options.pools, self._options.tag)))
+            self._reserved.discard(number)
+            self._blocked.discard(number)
+            self._numbers.give_back(number)
 
     async def sweep(self) -> int:
         """Remove every namespace and link of this tag that is not ours; returns how many names went."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._nothing_made())
-            work = partial(sweep, self._options.tag, self._options.pools, set(self._kept), rules=not self._open)
+            live = self._kept | self._reserved
+            work = partial(sweep, self._options.tag, self._options.pools, live, rules=not self._open)
             count = await run_to_end(stack.enter_context(ThreadPoolExecutor(1, "net-sweep")), work)
-            for number in self._blocked:
+            for number in self._blocked - self._reserved:
                 self._numbers.give_back(number)
             self._blocked.clear()
         return count
@@ -153,6 +176,12 @@ class NamespacePool:
         link = await take()
         try:
             await link.apply(policy)
+        except BaseException:
+            self._in_use -= 1
+            link.spared = link.slot.index in self._reserved
+            link.released.set()
+            raise
+        try:
             yield link
         finally:
             self._in_use -= 1
@@ -178,9 +207,11 @@ class NamespacePool:
             await stack.enter_async_context(self._nothing_made())  # nobody is looking at this very number
             if not self._open:
                 raise Unavailable("The network of this host is not up.", slug="network_down")
-            if number not in self._blocked and not self._numbers.claim(number):
+            free = number in self._reserved | self._blocked or self._numbers.claim(number)
+            if number in self._kept or not free:
                 raise Conflict(f"Network slot {number} is in use.", slug="slot_in_use")
             self._blocked.discard(number)
+            self._reserved.add(number)
             self._kept.add(number)
             self._in_use += 1
             self._group.create_task(self._keep_old(number, waiter))
@@ -188,6 +219,9 @@ class NamespacePool:
             return await settled(waiter)
         except BaseException:
             self._in_use -= 1
+            if waiter.done() and waiter.exception() is None:  # we were cancelled meanwhile
+                waiter.result().spared = True
+                waiter.result().released.set()
             raise
 
     async def _keep_old(self, number: int, waiter: asyncio.Future[SlotLink]) -> None:
@@ -198,14 +232,19 @@ class NamespacePool:
                 self._live[number] = link
                 waiter.set_result(link)
                 await link.released.wait()
-            self._numbers.give_back(number)
+            if not link.spared:
+                self._reserved.discard(number)
+                self._numbers.give_back(number)
         except (WrennError, OSError, NetlinkError) as error:
-            self._blocked.add(number)  # a sweep looks after what is left of it
             if waiter.done():
                 _log.error("network.slot_failed", slot=number, making=False, error=str(error))
+                self._reserved.discard(number)
+                self._blocked.add(number)  # a sweep looks after what is left of it
             else:
                 waiter.set_exception(error)
         finally:
+            if not waiter.done():
+                waiter.set_exception(Unavailable("The host agent is stopping.", slug="network_down"))
             self._live.pop(number, None)
             self._kept.discard(number)
             self._wake.set()
@@ -339,6 +378,13 @@ class NamespacePool:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await run_to_end(self._makers, work)
+
+
+def _remove(old: Slot) -> None:
+    """Remove whatever there is of a slot that no task of ours keeps. Blocks."""
+    namespace.remove_link(old.veth)
+    conntrack.forget(old)
+    namespace.remove_name(old.netns)
 
 
 def sweep(tag: str, pools: AddressPools, live: set[int], *, rules: bool) -> int:

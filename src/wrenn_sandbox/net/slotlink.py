@@ -46,6 +46,7 @@ class SlotLink:
     executor: Executor
     forwarder: dns.Forwarder
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    spared: bool = False  # it is left to the machine that uses it, and can be taken over again
     policy: NetworkPolicy | None = field(default_factory=NetworkPolicy)  # None: not known
     _applying: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -72,6 +73,12 @@ class _Parts:
     def close(self) -> None:
         self.stack.close()
 
+    def let_go(self) -> None:
+        """Remove nothing but what is this process's own."""
+        for each in self.sockets:
+            each.close()
+        self.stack.pop_all()
+
 
 @asynccontextmanager
 async def opened(
@@ -90,30 +97,42 @@ async def opened(
 async def taken_over(
     slot: Slot, upstream: dns.Upstream, makers: Executor, removers: Executor
 ) -> AsyncIterator[SlotLink]:
-    """A slot that a dead agent made, with its rules as they are; all of it is gone when the context has been left.
+    """A slot that a dead agent made, with its rules as they are; all of it is gone when the context has been left,
+    unless it is ``spared`` then or could not be entered.
 
     Raises Unavailable (``network_lost``), OSError.
     """
     taking = asyncio.get_running_loop().run_in_executor(makers, _take_over, slot)
-    async with _served(slot, taking, upstream, makers, removers) as link:
+    async with _served(slot, taking, upstream, makers, removers, spared=True) as link:
+        link.spared = False
         link.policy = None
         yield link
 
 
 @asynccontextmanager
 async def _served(
-    slot: Slot, making: asyncio.Future[_Parts], upstream: dns.Upstream, makers: Executor, removers: Executor
+    slot: Slot,
+    making: asyncio.Future[_Parts],
+    upstream: dns.Upstream,
+    makers: Executor,
+    removers: Executor,
+    *,
+    spared: bool = False,
 ) -> AsyncIterator[SlotLink]:
+    link = None
     try:
         parts = await settled(making)
         clock, datagrams, listener = parts.sockets
         forwarder = dns.Forwarder(upstream)
         with ntp.serve(clock):
             async with dns.serve(forwarder, datagrams, listener):
-                yield SlotLink(slot, parts.tap_fd, makers, forwarder)
+                link = SlotLink(slot, parts.tap_fd, makers, forwarder, spared=spared)
+                yield link
     finally:
         if making.exception() is None:
-            await run_to_end(removers, making.result().close)
+            spared = spared if link is None else link.spared
+            parts = making.result()
+            await run_to_end(removers, parts.let_go if spared else parts.close)
 
 
 async def run_to_end(executor: Executor, work: Callable[[], T]) -> T:

@@ -26,10 +26,14 @@ class SlotNumbers:
 
     def claim(self, number: int) -> bool:
         """Take this very number; False when it is taken already or is none of ours."""
-        if number in self._taken or not FIRST_SLOT <= number <= self._last:
+        if number in self._taken or not self.has(number):
             return False
         self._taken.add(number)
         return True
+
+    def has(self, number: int) -> bool:
+        """Whether it is one of ours, taken or not."""
+        return FIRST_SLOT <= number <= self._last
 
     def give_back(self, number: int) -> None:
         """``number`` may be handed out again."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from wrenn_sandbox.core.errors import Conflict, Exhausted, Invalid, Unavailable
-from wrenn_sandbox.core.slots import DEFAULT_POOLS, AddressPools
+from wrenn_sandbox.core.slots import DEFAULT_POOLS, AddressPools, slot
 from wrenn_sandbox.core.spec import Egress, NetworkPolicy
 from wrenn_sandbox.net import conflicts, namespace, nftables
 from wrenn_sandbox.net.firewall import host_table
 from wrenn_sandbox.net.host import HostSide, read_facts
 from wrenn_sandbox.net.pool import NamespacePool, PoolOptions
+from wrenn_sandbox.net.slotlink import SlotLink
 
 from . import world as w
 
@@ -89,6 +90,45 @@ def test_a_slot_of_a_dead_agent_is_taken_over_with_its_machine(here: w.World) ->
                 async with pool.adopt(number + 40, NetworkPolicy()):
                     pass
             assert caught.value.slug == "network_lost"
+
+    asyncio.run(scene())
+
+
+def test_a_reserved_slot_outlives_sweeps_and_adoptions_that_fail(
+    here: w.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(link: SlotLink, policy: NetworkPolicy) -> None:
+        raise Unavailable("no", slug="network_setup_failed")
+
+    async def scene() -> None:
+        number = await crashed_agent(here.tag)
+        the_slot = slot(number, tag=here.tag)
+        async with NamespacePool(PoolOptions(tag=here.tag, warm=1)) as pool:
+            pool.reserve([number])
+            await pool.sweep()
+            assert namespace.is_whole(the_slot)
+            with monkeypatch.context() as patched, pytest.raises(Unavailable):
+                patched.setattr(SlotLink, "apply", refuse)
+                async with pool.adopt(number, NetworkPolicy()):
+                    pass
+            await until(lambda: number not in pool._kept)
+            assert namespace.is_whole(the_slot)
+            async with pool.adopt(number, NetworkPolicy(Egress.CLOSED)) as link:
+                assert link.slot == the_slot and namespace.is_whole(the_slot)
+            await until(lambda: the_slot.netns not in namespace.names(here.tag))
+
+    asyncio.run(scene())
+
+
+def test_a_reserved_slot_that_is_given_up_goes(here: w.World) -> None:
+    async def scene() -> None:
+        number = await crashed_agent(here.tag)
+        the_slot = slot(number, tag=here.tag)
+        async with NamespacePool(PoolOptions(tag=here.tag, warm=1)) as pool:
+            pool.reserve([number])
+            await pool.give_up(number)
+            assert the_slot.netns not in namespace.names(here.tag) and the_slot.veth not in namespace.links(here.tag)
+            await pool.sweep()
 
     asyncio.run(scene())
 

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from wrenn_sandbox.core.errors import Exhausted, Invalid
+from wrenn_sandbox.core.errors import Conflict, Exhausted, Invalid
 from wrenn_sandbox.core.slots import LAST_SLOT
 from wrenn_sandbox.core.spec import Egress, NetworkPolicy
 from wrenn_sandbox.net.loopback import LOOPBACK_POOL, LoopbackNetwork
@@ -56,5 +56,26 @@ def test_policies_are_checked_and_remembered() -> None:
                 await link.apply(NetworkPolicy(deny_out=("nonsense",)))
             assert link.policy == NetworkPolicy(Egress.CLOSED)
         assert await network.sweep() == 0
+
+    asyncio.run(scene())
+
+
+def test_a_reserved_slot_is_nobody_elses_until_it_was_adopted_or_is_given_up() -> None:
+    async def scene() -> None:
+        network = LoopbackNetwork(first=300)
+        network.reserve([300, 301, LAST_SLOT + 1])
+        async with network.link(NetworkPolicy()) as link:
+            assert link.slot.index == 302
+        async with network.adopt(300, NetworkPolicy()) as link:
+            assert link.slot.index == 300
+            with pytest.raises(Conflict):
+                async with network.adopt(300, NetworkPolicy()):
+                    pass
+            await network.give_up(300)
+            with pytest.raises(Conflict):
+                async with network.adopt(300, NetworkPolicy()):
+                    pass
+        await network.give_up(301)
+        assert network._numbers._taken == set() and network._reserved == set()
 
     asyncio.run(scene())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wrenn_sandbox.core.errors import Exhausted, Unavailable
+from wrenn_sandbox.core.errors import Conflict, Exhausted, Unavailable
 from wrenn_sandbox.core.slots import Slot
 from wrenn_sandbox.core.spec import NetworkPolicy
 from wrenn_sandbox.net import pool as module
@@ -206,3 +206,94 @@ def test_slots_made_while_it_ends_go_at_once(monkeypatch: pytest.MonkeyPatch) ->
         asyncio.get_running_loop().call_later(0.01, kernel.gate.set)
 
     scene(monkeypatch, play)
+
+
+class Old:
+    """Slots of a dead agent: taken over unless told to fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self.policy_error: Exception | None = None
+        self.spared: list[bool] = []
+        self.removed: list[str] = []
+        self.swept: list[set[int]] = []
+        monkeypatch.setattr(module, "taken_over", self.taken_over)
+        monkeypatch.setattr(SlotLink, "apply", lambda link, policy: self.apply(policy))
+        monkeypatch.setattr(module, "_remove", lambda old: self.removed.append(old.netns))
+        monkeypatch.setattr(module, "sweep", self.sweep)
+
+    @asynccontextmanager
+    async def taken_over(self, slot: Slot, *rest: Any) -> AsyncIterator[SlotLink]:
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        link = SlotLink(slot, None, rest[1], Forwarder(Upstream()))
+        try:
+            yield link
+        finally:
+            self.spared.append(link.spared)
+
+    async def apply(self, policy: NetworkPolicy) -> None:
+        if self.policy_error is not None:
+            raise self.policy_error
+
+    def sweep(self, tag: str, pools: object, live: set[int], *, rules: bool) -> int:
+        self.swept.append(live)
+        return 0
+
+
+def test_a_reserved_slot_is_not_swept_and_not_handed_out_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Old(monkeypatch)
+
+    async def play(pool: NamespacePool, kernel: Kernel) -> None:
+        pool.reserve([1, 2, 40000])
+        async with pool.link(POLICY) as link:
+            assert link.slot.index == 3
+        await until(lambda: kernel.there == set())
+        for old.error in (Unavailable("no", slug="network_lost"), OSError(24, "too many open files")):
+            with pytest.raises(type(old.error)):
+                async with pool.adopt(1, POLICY):
+                    pass
+        old.error, old.policy_error = None, Unavailable("no")
+        with pytest.raises(Unavailable):
+            async with pool.adopt(1, POLICY):
+                pass
+        await until(lambda: old.spared == [True])
+        await pool.sweep()
+        assert old.swept == [{1, 2}]
+        old.policy_error = None
+        async with pool.adopt(1, POLICY):
+            await pool.give_up(1)
+            with pytest.raises(Conflict):
+                async with pool.adopt(1, POLICY):
+                    pass
+        await until(lambda: old.spared == [True, False])
+        assert pool._in_use == 0 and pool._reserved == {2} and old.removed == []
+        await pool.give_up(2)
+        await pool.give_up(1)
+        assert old.removed == ["wrenn-ns-2"] and pool._reserved == pool._numbers._taken == set()
+
+    scene(monkeypatch, play, warm=0)
+
+
+def test_a_cancelled_adoption_leaves_the_slot_to_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Old(monkeypatch)
+
+    async def play(pool: NamespacePool, kernel: Kernel) -> None:
+        pool.reserve([1])
+
+        async def take() -> None:
+            async with pool.adopt(1, POLICY):
+                raise AssertionError("it was adopted")
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(take())
+            await until(lambda: pool._in_use == 1)
+            task.cancel()
+        assert task.cancelled()
+        await until(lambda: old.spared == [True] and not pool._kept)
+        assert pool._in_use == 0 and pool._reserved == {1}
+        async with pool.adopt(1, POLICY):
+            pass
+
+    scene(monkeypatch, play, warm=0)

@@ -1,5 +1,8 @@
 import asyncio
+import socket
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from threading import Event
 
 import pytest
@@ -89,3 +92,44 @@ def test_a_policy_that_failed_is_not_believed(monkeypatch: pytest.MonkeyPatch) -
             assert made.forwarder.open
 
     asyncio.run(scene())
+
+
+def test_what_is_let_go_loses_only_our_sockets() -> None:
+    sockets, removed = [socket.socket() for _ in range(3)], []
+    stack = ExitStack()
+    stack.callback(removed.append, "namespace")
+    slotlink._Parts(None, (sockets[0], sockets[1], sockets[2]), stack).let_go()
+    stack.close()
+    assert removed == [] and [each.fileno() for each in sockets] == [-1] * 3
+
+
+@pytest.mark.parametrize("entered", [True, False])
+def test_a_slot_taken_over_goes_only_when_it_was_entered(monkeypatch: pytest.MonkeyPatch, entered: bool) -> None:
+    done: list[str] = []
+
+    class Parts:
+        tap_fd, sockets = None, (None, None, None)
+
+        def close(self) -> None:
+            done.append("removed")
+
+        def let_go(self) -> None:
+            done.append("let go")
+
+    @asynccontextmanager
+    async def serve(*_: object) -> AsyncIterator[None]:
+        if not entered:
+            raise OSError("no more descriptors")
+        yield
+
+    monkeypatch.setattr(slotlink, "_take_over", lambda _: Parts())
+    monkeypatch.setattr(slotlink.ntp, "serve", lambda _: nullcontext())
+    monkeypatch.setattr(slotlink.dns, "serve", serve)
+
+    async def scene() -> None:
+        with ThreadPoolExecutor(1) as executor, suppress(OSError):
+            async with slotlink.taken_over(slot(1), Upstream(), executor, executor) as link:
+                assert not link.spared and link.policy is None
+
+    asyncio.run(scene())
+    assert done == (["removed"] if entered else ["let go"])

@@ -46,3 +46,8 @@ def test_a_number_can_be_claimed_once() -> None:
     assert [numbers.take(), numbers.take(), numbers.take()] == [1, 3, None]
     numbers.give_back(2)
     assert numbers.claim(2)
+
+
+def test_ours_are_those_that_can_be_handed_out() -> None:
+    numbers = SlotNumbers(3)
+    assert [number for number in range(6) if numbers.has(number)] == [1, 2, 3]
