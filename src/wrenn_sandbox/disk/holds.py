@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from uuid import UUID
 
+import structlog
+
 from wrenn_sandbox.core.errors import Invalid, Unavailable
 from wrenn_sandbox.core.ids import SandboxId, TemplateId
 from wrenn_sandbox.disk import durability
+
+log = structlog.get_logger()
 
 
 class Holds:
@@ -29,6 +33,24 @@ class Holds:
         if not self._folder.is_dir():
             return {}
         return {path.name: self._read(path) for path in self._folder.iterdir() if not path.name.startswith(".")}
+
+    def known(self) -> Mapping[str, UUID]:
+        """The same without those that cannot be read, which are in the log."""
+        found = {}
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            try:
+                if not path.name.startswith("."):
+                    found[path.name] = self._read(path)
+            except (Unavailable, OSError) as error:
+                log.error(
+                    "a hold cannot be read: while that is so, no build is removed", hold=str(path), error=str(error)
+                )
+        return found
+
+    def of(self, holder: str) -> UUID | None:
+        """The build of one holder; raises Unavailable (``hold_broken``)."""
+        path = self._folder / checked_holder(holder)
+        return self._read(path) if path.exists() else None
 
     def put(self, holder: str, build_id: UUID) -> None:
         """Let ``holder`` keep this build and no other; on disk when this returns."""

@@ -19,7 +19,7 @@ import structlog
 from wrenn_sandbox.core.artefacts import ArtefactSet
 from wrenn_sandbox.core.errors import Conflict, NotFound, Unavailable
 from wrenn_sandbox.disk import durability, gc
-from wrenn_sandbox.disk.build import FLAT_MEMORY, HEADER, MANIFEST, MEMORY, Build, is_flattened, named_files
+from wrenn_sandbox.disk.build import DISK, FLAT_MEMORY, HEADER, MANIFEST, MEMORY, Build, is_flattened, named_files
 from wrenn_sandbox.disk.holds import Holds, checked_holder
 from wrenn_sandbox.disk.library import Library, Needed
 from wrenn_sandbox.image.catalog import Catalog
@@ -67,9 +67,20 @@ class Keeping:
             self._holds.drop(holder)
 
     def held(self) -> Mapping[str, UUID]:
-        """The build of every holder."""
+        """The build of every holder of whom it is known: one unreadable hold is no reason to forget the others."""
         with self._lock, durability.disk_errors("the holds"):
-            return self._holds.all()
+            return self._holds.known()
+
+    def held_by(self, holder: str) -> UUID | None:
+        """The build of one holder, if it has one; raises Unavailable (``hold_broken``) when that is not known."""
+        with self._lock, durability.disk_errors(f"the hold of {holder}"):
+            return self._holds.of(holder)
+
+    def is_disk_of(self, overlay: Path, build_id: UUID) -> bool:
+        """Whether the file ``overlay`` became the disk layer of a build. Asks nothing else of that build."""
+        disk = self._folder / str(build_id) / DISK
+        with durability.disk_errors(f"the build {build_id}"):
+            return overlay.exists() and disk.exists() and overlay.samefile(disk)
 
     @contextmanager
     def pinned(self, build_id: UUID) -> Iterator[Build]:

@@ -112,7 +112,7 @@ class Builds:
         return await to_the_end(in_thread(self._keep, draft, manifest, holders))
 
     def _keep(self, draft: Draft, manifest: Manifest, holders: Sequence[str]) -> Build:
-        before = self.store.held()
+        before = {holder: self.store.held_by(holder) for holder in holders}
         build = self.store.publish(draft, manifest)
         try:
             for holder in holders:

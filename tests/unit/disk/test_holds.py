@@ -46,6 +46,17 @@ def test_a_hold_that_cannot_be_read_is_no_hold_that_is_not_there(holds: Holds, t
     assert SANDBOX in caught.value.message
 
 
+def test_one_that_cannot_be_read_hides_no_other(holds: Holds, tmp_path: Path) -> None:
+    holds.put(SANDBOX, ONE)
+    holds.put(TEMPLATE, TWO)
+    (tmp_path / "holds" / SANDBOX).write_text("")
+    (tmp_path / "holds" / f"sb-{uuid4()}").mkdir()
+    assert holds.known() == {TEMPLATE: TWO}
+    assert holds.of(TEMPLATE) == TWO and holds.of(f"sb-{uuid4()}") is None
+    with pytest.raises(Unavailable):
+        holds.of(SANDBOX)
+
+
 def test_half_written_holds_are_swept_and_never_count(holds: Holds, tmp_path: Path) -> None:
     holds.put(SANDBOX, ONE)
     (tmp_path / "holds" / f".{TEMPLATE}.new").write_text("")

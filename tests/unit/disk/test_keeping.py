@@ -37,6 +37,29 @@ def test_only_what_is_there_can_be_held_and_only_by_who_may(world: World) -> Non
     assert world.store.held() == {}
 
 
+def test_a_hold_that_cannot_be_read_hides_no_other_and_keeps_everything(world: World) -> None:
+    one, two = world.chain(2)
+    world.store.hold(SANDBOX, one.id)
+    (world.root / "data" / "holds" / OTHER).write_text("not a build")
+    assert world.store.held() == {SANDBOX: one.id} and world.store.held_by(SANDBOX) == one.id
+    for unknown in (lambda: world.store.held_by(OTHER), world.store.collect, world.store.needed_bases):
+        with pytest.raises(Unavailable) as caught:
+            unknown()
+        assert caught.value.slug == "hold_broken"
+    assert _ids(world) == {one.id, two.id}
+
+
+def test_the_disk_of_a_build_is_known_by_its_file(world: World, tmp_path: Path) -> None:
+    one, two = world.chain(2)
+    overlay = tmp_path / "overlay"
+    overlay.hardlink_to(one.disk)
+    (one.directory / "manifest.json").write_text("broken")
+    assert world.store.is_disk_of(overlay, one.id)
+    assert not world.store.is_disk_of(overlay, two.id)
+    assert not world.store.is_disk_of(overlay, uuid4())
+    assert not world.store.is_disk_of(tmp_path / "none", one.id)
+
+
 def test_a_full_disk_leaves_the_hold_as_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = world.chain(2)
     world.store.hold(SANDBOX, one.id)

@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 
 from tests.unit.hostagent.world import FakeWorld, kept, poke, running
-from wrenn_sandbox.core.errors import Conflict, NotFound
-from wrenn_sandbox.core.lifecycle import Action
+from wrenn_sandbox.core.errors import Conflict, NotFound, Unavailable
+from wrenn_sandbox.core.lifecycle import Action, State
 from wrenn_sandbox.hostagent import builds as module
 
 
@@ -106,5 +106,18 @@ def test_unknown_builds(world: FakeWorld, run) -> None:
         with pytest.raises(NotFound):
             async with world.builds.pinned(uuid4()):
                 pass
+
+    run(work)
+
+
+def test_nothing_is_made_for_a_holder_whose_hold_cannot_be_read(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        async with running(world) as sandbox:
+            hold = world.root / "data" / "holds" / str(sandbox.request.id)
+            hold.write_text("not a build")
+            with pytest.raises(Unavailable) as broken:
+                await kept(sandbox, Action.PAUSE)
+            assert broken.value.slug == "hold_broken" and sandbox.state is State.RUNNING
+            assert hold.read_text() == "not a build" and world.store.all() == ()
 
     run(work)
