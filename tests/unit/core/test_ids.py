@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrenn_sandbox.core.errors import Invalid
@@ -25,6 +25,7 @@ def test_base36_vectors(value: UUID, text: str) -> None:
     assert from_base36(text) == value
 
 
+@settings(max_examples=40)
 @given(st.uuids())
 def test_every_id_survives_both_wire_forms(value: UUID) -> None:
     sandbox = SandboxId(value)

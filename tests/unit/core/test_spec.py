@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrenn_sandbox.core.errors import Invalid
 from wrenn_sandbox.core.spec import MEMORY_MIB_CHOICES, VCPU_CHOICES, SandboxSpec, Shape, round_up
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 8), st.integers(1, 8192))
 def test_the_smallest_shape_that_holds_the_request(vcpus: int, memory: int) -> None:
     shape = round_up(vcpus, memory)

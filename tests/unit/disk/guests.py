@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
@@ -21,7 +22,12 @@ BASE = UUID(int=1)
 
 
 def noise(pages: int, seed: int = 0) -> Content:
-    """Pages of which none is like another."""
+    """Pages of which none is like another, for writing."""
+    return _noise(pages, seed).copy()
+
+
+@lru_cache(maxsize=8)
+def _noise(pages: int, seed: int) -> Content:
     return np.random.default_rng(seed).integers(0, 256, (pages, PAGE), dtype=np.uint8)
 
 

@@ -1,7 +1,7 @@
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrenn_sandbox.core.errors import Invalid
@@ -34,6 +34,7 @@ def chain(text: str, name: str) -> list[str]:
     return lines(body)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_everything_not_global_is_closed(number: int) -> None:
     address = IPv4Address(number)

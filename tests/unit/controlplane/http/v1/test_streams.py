@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from protobuf import Oneof
 
@@ -58,6 +58,7 @@ def test_events_become_messages() -> None:
     ]
 
 
+@settings(max_examples=40)
 @given(text=st.text(max_size=20), cuts=st.lists(st.integers(0, 80), max_size=6))
 def test_characters_survive_being_cut(text: str, cuts: list[int]) -> None:
     raw = text.encode()
