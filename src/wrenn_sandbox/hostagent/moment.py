@@ -191,11 +191,6 @@ async def find_disk(parts: Parts, builds: Builds) -> None:
     parts.ground.disk, parts.ground.pending = tops[0], tuple(pending)
 
 
-def is_disk_of(parts: Parts, build: Build) -> bool:
-    """Whether what the machine writes to is the disk of ``build``: then that was to be its end."""
-    return _same_file(parts.ground.disk, build.disk)
-
-
 def _same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 from uuid import uuid4
@@ -11,7 +12,10 @@ from uuid import uuid4
 import pytest
 
 from tests.platform.hostagent.conftest import clean, connected, eventually, stop, vmm_pid
-from wrenn_sandbox.core.errors import Exhausted
+from wrenn_sandbox.core.artefacts import ArtefactSet
+from wrenn_sandbox.core.errors import Conflict, Exhausted
+from wrenn_sandbox.disk.build import read_manifest
+from wrenn_sandbox.image.catalog import Catalog
 from wrenn_sandbox.rpc.gen.hostagent.v1 import hostagent_pb as pb
 
 pytestmark = pytest.mark.platform
@@ -167,6 +171,134 @@ def test_a_vmm_that_died_without_an_agent_is_an_error_that_offers_its_last_build
             asyncio.run(look(second, sb, build_id))
         finally:
             assert stop(second) == 0
+        reap_orphans()
+
+
+@pytest.mark.parametrize("what", ["record", "build"])
+def test_a_machine_that_cannot_be_taken_over_yet_is_left_alone_and_tried_again(
+    start_agent, tmp_path: Path, what: str
+) -> None:
+    async def leave(agent) -> tuple[str, int, Path]:
+        async with connected(agent) as client:
+            sb = (await client.create()).sandbox_id
+            start = pb.StartBackgroundRequest(sandbox_id=sb, cmd="sleep", args=["600"], tag="sleeper")
+            await client.channel.unary("StartBackground", start, pb.StartBackgroundResponse)
+            build = await client.snapshot(sb, str(uuid4()))
+            record = agent.data_dir / "run" / sb / "sandbox.json"
+            manifest = agent.data_dir / "builds" / build.build_id / "manifest.json"
+            return sb, vmm_pid(agent, sb), record if what == "record" else manifest
+
+    async def look(agent, sb: str, pid: int, broken: Path, whole: str) -> None:
+        async with connected(agent) as client:
+            assert {key: info.status for key, info in (await client.listed()).items()} == {sb: "running"}
+            await eventually(lambda: agent.log().count("cannot be taken over yet") >= 2, "it is tried again")
+            assert Path(f"/proc/{pid}").exists() and broken.exists()
+            broken.write_text(whole)
+            request = pb.ListProcessesRequest(sandbox_id=sb)
+            found = await client.channel.unary("ListProcesses", request, pb.ListProcessesResponse)
+            assert [process.tag for process in found.processes] == ["sleeper"] and vmm_pid(agent, sb) == pid
+            build = await client.pause(sb)
+            await client.resume(sb, build.build_id)
+            await client.destroy(sb)
+
+    with clean(tmp_path):
+        first = start_agent(data_dir=tmp_path)
+        sb, pid, broken = asyncio.run(leave(first))
+        first.process.kill()
+        first.process.wait()
+        whole = broken.read_text()
+        broken.write_text('{"version": 99}')
+        second = start_agent(data_dir=tmp_path)
+        try:
+            asyncio.run(look(second, sb, pid, broken, whole))
+        finally:
+            assert stop(second) == 0
+        reap_orphans()
+
+
+def test_destroying_it_ends_a_machine_that_cannot_be_taken_over(start_agent, tmp_path: Path) -> None:
+    async def leave(agent) -> tuple[str, int]:
+        async with connected(agent) as client:
+            sb = (await client.create()).sandbox_id
+            return sb, vmm_pid(agent, sb)
+
+    async def look(agent, sb: str) -> None:
+        async with connected(agent) as client:
+            await eventually(lambda: "cannot be taken over yet" in agent.log(), "it was tried")
+            await client.destroy(sb)
+            assert await client.listed() == {}
+
+    with clean(tmp_path):
+        first = start_agent(data_dir=tmp_path)
+        sb, pid = asyncio.run(leave(first))
+        first.process.kill()
+        first.process.wait()
+        (tmp_path / "run" / sb / "sandbox.json").write_text("of another version")
+        second = start_agent(data_dir=tmp_path)
+        try:
+            asyncio.run(look(second, sb))
+        finally:
+            assert stop(second) == 0
+        reap_orphans()
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_upgrade_strands_nobody(start_agent, images: Path, tmp_path: Path) -> None:
+    """Two runtimes side by side: what ran goes on, what was paused resumes from what it was made with."""
+    catalog = Catalog(images)
+    old = catalog.current()
+    new = ArtefactSet("r2", "k2", "6.12", "i2", "t2", "rootfs2")
+
+    async def leave(agent) -> tuple[str, str]:
+        async with connected(agent) as client:
+            living, paused = (await client.create()).sandbox_id, (await client.create()).sandbox_id
+            await client.pause(paused)
+            return living, paused
+
+    async def look(agent, living: str, paused: str) -> None:
+        def made_with(build: pb.Build) -> ArtefactSet:
+            return read_manifest(agent.data_dir / "builds" / build.build_id).artefacts
+
+        async with connected(agent) as client:
+            listed = await client.listed()
+            assert {key: info.status for key, info in listed.items()} == {living: "running", paused: "paused"}
+            await client.resume(paused, listed[paused].build_id)
+            fresh = (await client.create()).sandbox_id
+            for sandbox, artefacts in ((living, old), (paused, old), (fresh, new)):
+                assert (await client.exec(sandbox, "echo", "on")).stdout == b"on\n"
+                build = await client.pause(sandbox)
+                assert made_with(build) == artefacts
+                await client.resume(sandbox, build.build_id)
+                await client.pause(sandbox)
+            rootfs = catalog.rootfs(old.rootfs)
+            rootfs.rename(rootfs.with_name("elsewhere"))
+            try:
+                with pytest.raises(Conflict) as refused:
+                    await client.resume(paused, (await client.listed())[paused].build_id)
+            finally:
+                rootfs.with_name("elsewhere").rename(rootfs)
+            assert refused.value.slug == "build_incompatible" and old.rootfs in refused.value.message
+            for sandbox in (living, paused, fresh):
+                await client.resume(sandbox, (await client.listed())[sandbox].build_id)
+                await client.destroy(sandbox)
+
+    with clean(tmp_path):
+        first = start_agent(data_dir=tmp_path)
+        left = asyncio.run(leave(first))
+        first.process.kill()
+        first.process.wait()
+        catalog.rootfs(new.rootfs).parent.mkdir()
+        catalog.rootfs(new.rootfs).write_bytes(bytes(2 << 20))
+        catalog.set_current(new)
+        try:
+            second = start_agent(data_dir=tmp_path)
+            try:
+                asyncio.run(look(second, *left))
+            finally:
+                assert stop(second) == 0
+        finally:
+            catalog.set_current(old)
+            shutil.rmtree(catalog.rootfs(new.rootfs).parent)
         reap_orphans()
 
 

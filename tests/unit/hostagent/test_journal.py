@@ -5,13 +5,15 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from tests.unit.hostagent.world import request
-from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy, TimeoutAction
+from wrenn_sandbox.core.ids import SandboxId
+from wrenn_sandbox.core.spec import Egress, Lifetime, NetworkPolicy, SandboxSpec, Shape, TimeoutAction
 from wrenn_sandbox.hostagent import journal
+from wrenn_sandbox.hostagent.request import Request
 from wrenn_sandbox.vmm.process import identify
 
 
@@ -68,7 +70,7 @@ def test_what_runs_is_read_as_it_was_written(tmp_path: Path) -> None:
     again = journal.read(tmp_path / "sb-1")
     assert again is not None and again.created_at_unix_s == first.created_at_unix_s < again.written_at_unix_s
     journal.erase(tmp_path / "sb-1")
-    assert journal.read(tmp_path / "sb-1") is None and journal.running(tmp_path) == {}
+    assert journal.read(tmp_path / "sb-1") is None and journal.survey(tmp_path).running == {}
 
 
 def test_of_two_records_of_a_sandbox_the_younger_counts(tmp_path: Path) -> None:
@@ -76,14 +78,91 @@ def test_of_two_records_of_a_sandbox_the_younger_counts(tmp_path: Path) -> None:
     for name in ("sb-1", "sb-1.1"):
         (tmp_path / name).mkdir()
         journal.write(tmp_path / name, content)
-    assert list(journal.running(tmp_path)) == [tmp_path / "sb-1.1"]
+    assert list(journal.survey(tmp_path).running) == [tmp_path / "sb-1.1"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 99}', '{"version": 1, "request": {}}'])
-def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "sb-1").mkdir()
-    (tmp_path / "sb-1" / journal.RECORD).write_text(text)
-    assert journal.running(tmp_path) == {}
+UNREADABLE = ["", "{}", "[]", '"x"', '{"version": 99}', '{"version": 1, "request": {}}']
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_a_record_that_cannot_be_read_is_rubbish_once_its_machine_has_gone(tmp_path: Path, text: str) -> None:
+    left = tmp_path / f"sb-{uuid4()}"
+    left.mkdir()
+    (left / journal.RECORD).write_text(text)
+    with pytest.raises(journal.Unreadable):
+        journal.read(left)
+    assert journal.survey(tmp_path) == journal.Survey({}, {}, [left])
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_a_machine_that_lives_is_left_alone_whatever_its_record_says(tmp_path: Path, text: str) -> None:
+    sandbox_id = SandboxId(uuid4())
+    left, stranger, unborn = tmp_path / f"{sandbox_id}.1", tmp_path / "bake-1", tmp_path / f"sb-{uuid4()}"
+    for path in (left, stranger, unborn):
+        alive_as_we_are(path)
+    for path in (left, stranger):
+        (path / journal.RECORD).write_text(text)
+    assert journal.survey(tmp_path) == journal.Survey(
+        {}, {left: sandbox_id}, [p for p in tmp_path.iterdir() if p != left]
+    )
+
+
+def test_a_disk_that_cannot_be_read_is_no_reason_to_end_a_machine(tmp_path: Path) -> None:
+    left = tmp_path / f"sb-{uuid4()}"
+    (left / "vmm" / "vmm.json").mkdir(parents=True)  # reading it is an OSError
+    (left / journal.RECORD).mkdir()
+    assert list(journal.survey(tmp_path).unreadable) == [left] and journal.vmm_lives(left)
+    with pytest.raises(IsADirectoryError):
+        journal.vmm_pid(left)
+    with pytest.raises(IsADirectoryError):
+        asyncio.run(journal.clear(left))
+    assert left.exists()
+
+
+def test_a_record_that_cannot_be_read_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / journal.RECORD).write_text("{}")
+    journal.write(tmp_path, journal.Record(request(), 17, uuid4(), tmp_path / "memory"))
+    record = journal.read(tmp_path)
+    assert record is not None and record.slot == 17
+
+
+def test_the_slot_is_known_if_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / journal.RECORD).write_text('{"version": 99, "slot": 17}')
+    assert journal.slot_number(tmp_path) == 17
+    (tmp_path / journal.RECORD).write_text("{}")
+    assert journal.slot_number(tmp_path) is None
+    alive_as_we_are(tmp_path)
+    assert journal.slot_number(tmp_path) is None, "our uid is no VMM's"
+
+
+def test_the_first_version_of_the_record_is_read_for_ever(tmp_path: Path) -> None:
+    """As agents wrote it whose machines may still run: a change here strands them."""
+    (tmp_path / journal.RECORD).write_text(VERSION_1)
+    record = journal.read(tmp_path)
+    assert record is not None
+    lifetime = Lifetime(7, TimeoutAction.KILL, 9.5, TimeoutAction.PAUSE)
+    network = NetworkPolicy(Egress.ALLOW_LIST, ("192.0.2.0/24",), ())
+    spec = SandboxSpec("base", Shape(2, 1024), lifetime, network, {"A": "b"}, "user", "/home/user", "t" * 32)
+    wanted = Request(SandboxId(UUID(int=1)), spec, str(UUID(int=2)), UUID(int=3))
+    assert record == journal.Record(wanted, 17, UUID(int=4), Path("/b/memory"), 1.5, 2.5)
+
+
+def alive_as_we_are(machine: Path) -> None:
+    """A machine whose VMM this very process would be."""
+    (machine / "vmm").mkdir(parents=True)
+    me = identify(os.getpid())
+    (machine / "vmm" / "vmm.json").write_text(json.dumps({"pid": me.pid, "start_ticks": me.start_ticks, "more": 1}))
+
+
+VERSION_1 = """
+{"version": 1, "request": {"id": {"value": "00000000-0000-0000-0000-000000000001"}, "spec": {"template": "base",
+"shape": {"vcpus": 2, "memory_mib": 1024}, "lifetime": {"idle_timeout_s": 7, "idle_action": "kill",
+"ends_at_unix_s": 9.5, "deadline_action": "pause"}, "network": {"egress": "allow_list", "allow_out": ["192.0.2.0/24"],
+"deny_out": []}, "envs": {"A": "b"}, "default_user": "user", "default_workdir": "/home/user",
+"access_token": "tttttttttttttttttttttttttttttttt"}, "template_id": "00000000-0000-0000-0000-000000000002",
+"build_id": "00000000-0000-0000-0000-000000000003"}, "slot": 17, "parent": "00000000-0000-0000-0000-000000000004",
+"memory": "/b/memory", "created_at_unix_s": 1.5, "written_at_unix_s": 2.5}
+"""
 
 
 def test_overlays_are_numbered_from_below(tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ def test_a_record_that_finds_no_room_keeps_the_build_that_it_names(
                 patch.setattr(moment.journal, "write", full)
                 first = (await kept(sandbox, Action.SNAPSHOT)).build.id
                 second = (await kept(sandbox, Action.SNAPSHOT)).build.id
-            (record,) = moment.journal.running(world.root / "run").values()
+            (record,) = moment.journal.survey(world.root / "run").running.values()
             assert record.parent == before and sandbox.claims.builds == {before, second}
             third = (await kept(sandbox, Action.SNAPSHOT)).build.id
-            (record,) = moment.journal.running(world.root / "run").values()
+            (record,) = moment.journal.survey(world.root / "run").running.values()
             assert record.parent == third and sandbox.claims.builds == {third} and first != second
 
     run(work)

@@ -8,7 +8,7 @@ import mmap
 import os
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 import numpy as np
 
 from wrenn_sandbox.core.artefacts import ArtefactSet, Manifest, Platform
+from wrenn_sandbox.core.errors import NotFound
 from wrenn_sandbox.core.ids import SandboxId
 from wrenn_sandbox.core.lifecycle import Action
 from wrenn_sandbox.core.placement import Rules
@@ -144,6 +145,7 @@ class FakeWorld:
     figures: HostFigures = ROOMY
     capabilities: Capabilities = CAPABILITIES
     next_slot: int = 1
+    reserved: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         (self.root / "run").mkdir(exist_ok=True)
@@ -186,10 +188,13 @@ class FakeWorld:
     @asynccontextmanager
     async def _adopted_link(self, number: int) -> AsyncIterator[object]:
         async with self._hold("link"):
+            self.reserved.discard(number)
             yield SimpleNamespace(slot=slot(number), tap_fd=None)
 
     @asynccontextmanager
     async def _adopted_machine(self, spec: MachineSpec) -> AsyncIterator[FakeMachine]:
+        if self.machines[-1].exit.done():
+            raise NotFound("dead", slug="vmm_gone")
         async with self._hold("machine"):
             self.specs.append(spec)
             self.machines[-1].script = self.script
@@ -197,6 +202,12 @@ class FakeWorld:
 
     async def sweep(self) -> int:
         return 0
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        self.reserved.update(numbers)
+
+    async def give_up(self, number: int) -> None:
+        self.reserved.discard(number)
 
     @asynccontextmanager
     async def restore(self, spec: MachineSpec, state: Path) -> AsyncIterator[FakeMachine]:
@@ -243,7 +254,7 @@ class FakeWorld:
         )
 
     def assert_nothing_left(self, builds: int = 0) -> None:
-        assert not +self.held
+        assert not +self.held and not self.reserved
         assert len(list((self.root / "data" / "builds").iterdir())) == builds
         assert list((self.root / "run").iterdir()) == []
         assert self.capacity.room().sandboxes == 0

@@ -35,7 +35,7 @@ def test_the_sandbox_is_as_it_was_and_keeps_its_id(world: FakeWorld, run) -> Non
             assert sandbox.state is State.RUNNING and sandbox.request.id == sandbox_id
             assert sandbox.host_ip not in ("", host_ip) and sandbox.build_id == then
             assert world.store.held() == {str(sandbox_id): then}
-            assert list(journal.running(world.root / "run")) == [world.root / "run" / f"{sandbox_id}.1"]
+            assert list(journal.survey(world.root / "run").running) == [world.root / "run" / f"{sandbox_id}.1"]
             identity, token = world.guests[1].identities[0], world.guests[1].known_tokens[0]
             assert identity.sandbox_id == str(sandbox_id) and token == sandbox.request.spec.access_token
             await world.builds.collect()
