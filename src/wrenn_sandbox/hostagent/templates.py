@@ -4,11 +4,15 @@
 
     images/bases/
       <key>/           manifest.json disk.qcow2 memory state last-used
+        needed-by/     a file for each agent whose builds stand on it: the agent's run directory
       .<key>.lock      held by whoever bakes it: two agents may share an images directory
       .<key>.new/      being baked; what is found there without the lock being held is rubbish
 
 The key is a hash of everything that the memory depends on: artefacts, platform, shape, format. A bake belongs to the
 agent, not to the caller that first needed it: all callers wait for the one, and it goes on when they leave.
+
+Agents that share an images directory know nothing of each other's builds. So each says in every base whether it needs
+it, and removes none that another one needs: be that not running, as long as its data directory is there.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +31,7 @@ import structlog
 from wrenn_sandbox.core.artefacts import MANIFEST_VERSION, ArtefactSet, Manifest, Platform
 from wrenn_sandbox.core.errors import Bug, Unavailable, WrennError, first_cause
 from wrenn_sandbox.core.spec import DEFAULT_SHAPE, Shape
+from wrenn_sandbox.disk import durability
 from wrenn_sandbox.hostagent.host import Base
 from wrenn_sandbox.hostagent.steps.bake import Kitchen, Order, bake
 from wrenn_sandbox.hostagent.threads import in_thread
@@ -34,6 +39,7 @@ from wrenn_sandbox.hostagent.threads import in_thread
 log = structlog.get_logger()
 
 TEMPLATE_NAME = "base"
+NEEDED_BY = "needed-by"
 #: What the guest's kernel is told beyond what its machine needs. An idle guest should sleep: a socket table of the size
 #: that a sandbox needs is read sixteen times faster, and nobody is there to hear the lock-up watchdog.
 KERNEL_CMDLINE = "thash_entries=256 nowatchdog"
@@ -115,7 +121,7 @@ class Templates:
             log.error("default template not ready", slug=error.slug, error=error.message)
         while True:
             try:
-                await in_thread(self._remove_unused, default)
+                await in_thread(self._mark_and_remove, default)
             except (WrennError, OSError) as error:
                 log.warning("could not clear up templates", error=str(error))
             await asyncio.sleep(_CLEAN_EVERY_S)
@@ -192,12 +198,14 @@ class Templates:
             self._touched[key] = now_s
             (base.directory / "last-used").touch()
 
-    def _remove_unused(self, default: Shape) -> None:
-        bases = self._kitchen.catalog.bases
+    def _mark_and_remove(self, default: Shape) -> None:
+        bases, needed = self._kitchen.catalog.bases, self._needed()
+        mark_needed(bases, needed, self._kitchen.run_root)
         artefacts, platform = self._kitchen.catalog.current(), self._kitchen.driver.platform(KERNEL_CMDLINE)
         names = unused(bases, keep=template_key(artefacts, platform, default), now_unix_s=time.time())
-        needed = self._needed() if names else frozenset()
-        for name in (name for name in names if name not in needed):
+        for name in names:
+            if name in needed or needed_elsewhere(bases / name, self._kitchen.run_root):
+                continue
             log.info("removing an unused template", key=name)
             (bases / name).rename(bases / f".{name}.old")
         for rubbish in bases.glob(".*.old"):  # also what an agent that died meanwhile left
@@ -228,3 +236,32 @@ def unused(bases: Path, *, keep: str, now_unix_s: float) -> Sequence[str]:
         if now_unix_s - last_s > UNUSED_AFTER_S:
             found.append(path.name)
     return found
+
+
+def mark_needed(bases: Path, needed: Collection[str], run_root: Path) -> None:
+    """Say in every base whether the agent of ``run_root`` needs it. Raises OSError."""
+    mark = _mark_of(run_root)
+    for base in bases.iterdir() if bases.is_dir() else ():
+        if base.name.startswith(".") or not base.is_dir():
+            continue
+        path = base / NEEDED_BY / mark
+        if base.name not in needed:
+            path.unlink(missing_ok=True)
+        elif not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            durability.write(path, str(run_root.resolve()).encode())
+
+
+def needed_elsewhere(base: Path, run_root: Path) -> bool:
+    """Whether an agent other than that of ``run_root``, whose data directory is still there, needs a base.
+
+    Raises OSError when that cannot be found out.
+    """
+    if not (base / NEEDED_BY).is_dir():
+        return False
+    marks = [path for path in (base / NEEDED_BY).iterdir() if not path.name.startswith(".")]
+    return any(Path(path.read_text()).is_dir() for path in marks if path.name != _mark_of(run_root))
+
+
+def _mark_of(run_root: Path) -> str:
+    return hashlib.sha256(str(run_root.resolve()).encode()).hexdigest()[:32]

@@ -161,10 +161,57 @@ def test_rubbish_goes_too(stocked: FakeWorld, run) -> None:
             old = (await templates.ready(Shape(2, 512), quiet)).directory
             os.utime(old / "last-used", (0, 0))
             (stocked.catalog.bases / ".x.old").mkdir()
-            templates._remove_unused(DEFAULT_SHAPE)
+            templates._mark_and_remove(DEFAULT_SHAPE)
             assert sorted(p.name for p in stocked.catalog.bases.iterdir() if p.suffix != ".lock") == []
             await templates.ready(Shape(2, 512), quiet)
         assert stocked.script.passed.count("machine.enter") == 2
+
+    run(work)
+
+
+def test_what_another_agents_builds_stand_on_stays_as_long_as_its_data_does(stocked: FakeWorld, run) -> None:
+    async def work() -> None:
+        ours = kitchen(stocked)
+        theirs = replace(ours, run_root=stocked.root / "theirs" / "run")
+        theirs.run_root.mkdir(parents=True)
+        async with asyncio.TaskGroup() as group:
+            base = (await Templates(ours, group).ready(Shape(2, 512), quiet)).directory
+            needed = {base.name}
+            us = Templates(ours, group)
+            them = Templates(theirs, group, lambda: frozenset(needed))
+            them._mark_and_remove(DEFAULT_SHAPE)
+            os.utime(base / "last-used", (0, 0))
+            us._mark_and_remove(DEFAULT_SHAPE)
+            them._mark_and_remove(DEFAULT_SHAPE)
+            assert base.exists() and len(list((base / "needed-by").iterdir())) == 1
+            needed.clear()
+            them._mark_and_remove(DEFAULT_SHAPE)
+            assert not base.exists(), "nobody needs it any more"
+
+            base = (await us.ready(Shape(2, 512), quiet)).directory
+            needed.add(base.name)
+            them._mark_and_remove(DEFAULT_SHAPE)
+            os.utime(base / "last-used", (0, 0))
+            theirs.run_root.rmdir()
+            us._mark_and_remove(DEFAULT_SHAPE)
+            assert not base.exists(), "whoever needed it has gone with all its data"
+
+    run(work)
+
+
+def test_while_it_is_not_known_what_is_needed_nothing_goes(stocked: FakeWorld, run) -> None:
+    def unknown() -> frozenset[str]:
+        raise Unavailable("no", slug="hold_broken")
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            templates = Templates(kitchen(stocked), group, unknown)
+            base = (await templates.ready(Shape(2, 512), quiet)).directory
+            module.mark_needed(stocked.catalog.bases, {base.name}, kitchen(stocked).run_root)
+            os.utime(base / "last-used", (0, 0))
+            with pytest.raises(Unavailable):
+                templates._mark_and_remove(DEFAULT_SHAPE)
+            assert base.exists() and list((base / "needed-by").iterdir())
 
     run(work)
 
