@@ -34,7 +34,7 @@ from wrenn_sandbox.disk import overlay
 from wrenn_sandbox.disk.store import BuildStore
 from wrenn_sandbox.hostagent import journal, wire
 from wrenn_sandbox.hostagent.app import App
-from wrenn_sandbox.hostagent.builds import Builds
+from wrenn_sandbox.hostagent.builds import Builds, improve_held_behind
 from wrenn_sandbox.hostagent.capacity import Capacity, read_figures
 from wrenn_sandbox.hostagent.host import Host
 from wrenn_sandbox.hostagent.moments import Moments
@@ -176,7 +176,7 @@ async def _chores(platform: Platform, parts: Parts) -> None:
     networks = await _survived("sweep", platform.network.sweep())
     if machines or (isinstance(networks, int) and networks):
         log.warning("swept what a dead agent left", machines=len(machines), networks=networks)
-    await _survived("improve", parts.builds.improve_held_behind())
+    await _survived("improve", improve_held_behind(parts.builds))
     while True:
         await _survived("templates", parts.templates.keep())
         await asyncio.sleep(_CHORES_AGAIN_S)

@@ -165,11 +165,6 @@ class Builds:
         self._flat_above[build_id] = min(above, self._flat_above.get(build_id, above))
         self._work.set()
 
-    async def improve_held_behind(self) -> None:
-        """The same for everything that is held: an agent that ended had perhaps not come to it."""
-        for holder, build_id in (await self.held()).items():
-            self.improve_behind(build_id, cloned=holder.startswith(f"{TemplateId.prefix}-"))
-
     def collect_behind(self) -> None:
         """Remove what nobody needs, soon."""
         self._collect = True
@@ -203,6 +198,12 @@ class Builds:
             _, patches = build.restore_plan()
         if sum(patch.length for patch in patches) > above:
             self.store.materialise(build_id)
+
+
+async def improve_held_behind(builds: Builds) -> None:
+    """Have everything that is held improved: an agent that ended had perhaps not come to it."""
+    for holder, build_id in (await builds.held()).items():
+        builds.improve_behind(build_id, cloned=holder.startswith(f"{TemplateId.prefix}-"))
 
 
 def _is_expected(error: Exception) -> bool:

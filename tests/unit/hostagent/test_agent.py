@@ -62,7 +62,7 @@ def test_no_chore_that_fails_ends_the_agent(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(agent, "take_over", taken_over)
     monkeypatch.setattr(agent.journal, "clear", lambda path: fails(path, Unavailable("stuck", slug="vmm_stuck")))
     platform = SimpleNamespace(network=SimpleNamespace(sweep=lambda: fails("sweep", OSError("busy"))))
-    builds = SimpleNamespace(improve_held_behind=lambda: fails("improve", ValueError("a bug")))
+    builds = SimpleNamespace(held=lambda: fails("improve", ValueError("a bug")))
     registry = SimpleNamespace(open=lambda: done.append("open"))
     parts = SimpleNamespace(registry=registry, builds=builds, templates=SimpleNamespace(keep=for_ever))
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.hostagent.world import FakeWorld, kept, poke, running
 from wrenn_sandbox.core.errors import Conflict, NotFound, Unavailable
+from wrenn_sandbox.core.ids import TemplateId
 from wrenn_sandbox.core.lifecycle import Action, State
 from wrenn_sandbox.hostagent import builds as module
 
@@ -119,5 +120,20 @@ def test_nothing_is_made_for_a_holder_whose_hold_cannot_be_read(world: FakeWorld
                 await kept(sandbox, Action.PAUSE)
             assert broken.value.slug == "hold_broken" and sandbox.state is State.RUNNING
             assert hold.read_text() == "not a build" and world.store.all() == ()
+
+    run(work)
+
+
+def test_what_an_agent_before_did_not_come_to_is_improved(world: FakeWorld, run) -> None:
+    async def work() -> None:
+        template = str(TemplateId(uuid4()))
+        async with running(world) as sandbox:
+            poke(world, 1, b"changed")
+            made = (await kept(sandbox, Action.SNAPSHOT, None, template)).build
+            await module.improve_held_behind(world.builds)
+            async with asyncio.TaskGroup() as group:
+                working = group.create_task(world.builds.work())
+                await until(lambda: world.store.get(made.id).flat)
+                working.cancel()
 
     run(work)
