@@ -29,9 +29,12 @@ def run(*words: str, room: Path, wanted: Callable[[], bool], accepted: tuple[int
     ``agent_stopping``, ``disk_unavailable``) or Exhausted (``host_disk_full``).
     """
     program = find_tool("qemu-img")
+    # An agent that is killed takes it along (PR_SET_PDEATHSIG, prctl(2)). The kernel goes by the thread that started
+    # it: ours, which waits here.
+    along = (find_tool("setpriv"), "--pdeathsig", "KILL", "--")
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [program, *words],
+            [*along, program, *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

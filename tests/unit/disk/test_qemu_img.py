@@ -52,7 +52,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, child: _Child, room: Path, *, wanted: 
 def test_the_code_is_the_answer(monkeypatch: pytest.MonkeyPatch, room: Path, code: int) -> None:
     child = _Child(code)
     assert _run(monkeypatch, child, room) == code
-    assert child.argv == ["/usr/bin/qemu-img", "check", "disk"]
+    assert child.argv == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/qemu-img", "check", "disk"]
     assert not child.killed
 
 
