@@ -65,7 +65,8 @@ class Plan:
 async def jailed(plan: Plan) -> AsyncIterator[Process]:
     """Run ``plan``; on entry its program runs, when the context is left it is dead and reaped and the jail is gone.
 
-    Raises Unavailable (``jail_failed``) with the step that failed, and (``vmm_unresponsive``) past LAUNCH_LIMIT_S.
+    Raises Unavailable (``jail_failed``) with the step that failed, and (``vmm_unresponsive``) past LAUNCH_LIMIT_S; an
+    OSError when the record cannot be written.
     """
     _check_readable(plan)
     become_subreaper()
@@ -80,10 +81,14 @@ async def jailed(plan: Plan) -> AsyncIterator[Process]:
                 try:
                     async with asyncio.timeout(LAUNCH_LIMIT_S):
                         process = await _launch(plan, ours, launcher, stack)
-                except (TimeoutError, OSError) as error:
+                except TimeoutError as error:
                     raise Unavailable(
                         f"The jail of {plan.name} was not ready within {LAUNCH_LIMIT_S:g} s: the host is overloaded.",
                         slug="vmm_unresponsive",
+                    ) from error
+                except ConnectionError as error:
+                    raise Unavailable(
+                        f"The jail of {plan.name} was killed while it was being made.", slug="jail_failed"
                     ) from error
                 finally:
                     await _settle(ours, launcher)

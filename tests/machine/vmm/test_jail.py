@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -18,9 +20,10 @@ import pytest
 from tests.contract.drivers import traces
 from wrenn_sandbox.core.errors import Bug, Unavailable
 from wrenn_sandbox.core.slots import LAST_SLOT, slot
+from wrenn_sandbox.vmm import record
 from wrenn_sandbox.vmm.launch import JailFile, Plan, jailed
 from wrenn_sandbox.vmm.log import Log, new_log
-from wrenn_sandbox.vmm.process import Process
+from wrenn_sandbox.vmm.process import Identity, Process
 from wrenn_sandbox.vmm.record import RECORD
 
 pytestmark = [pytest.mark.machine, pytest.mark.skipif(os.geteuid() != 0, reason="a jail needs root")]
@@ -188,6 +191,39 @@ def test_a_step_that_fails_is_named(place: Place) -> None:
         return caught.value.message
 
     assert "/no/such/program" in asyncio.run(main(("/no/such/program",)))
+
+
+def test_one_that_is_killed_before_it_runs_is_no_overload(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = record.write
+
+    def killed(directory: Path, identity: Identity) -> None:
+        write(directory, identity)
+        os.kill(identity.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, identity.pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(record, "write", killed)
+
+    async def main() -> None:
+        with pytest.raises(Unavailable, match="killed") as caught:
+            async with _running(place, {}):
+                pass
+        assert caught.value.slug == "jail_failed"
+
+    asyncio.run(main())
+
+
+def test_one_that_cannot_be_written_down_does_not_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path, __: Identity) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record, "write", full)
+
+    async def main() -> None:
+        with pytest.raises(OSError, match="No space"):
+            async with _running(place, {}):
+                pass
+
+    asyncio.run(main())
 
 
 def test_a_file_that_the_vmm_could_not_read_is_refused_at_once(place: Place) -> None:
