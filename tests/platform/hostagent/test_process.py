@@ -243,6 +243,37 @@ def test_destroying_it_ends_a_machine_that_cannot_be_taken_over(start_agent, tmp
         assert not Path(f"/proc/{pid}").exists()
 
 
+def test_an_agent_that_took_nothing_over_leaves_all_to_the_next(start_agent, tmp_path: Path) -> None:
+    async def leave(agent) -> tuple[str, int]:
+        async with connected(agent) as client:
+            sb = (await client.create()).sandbox_id
+            return sb, vmm_pid(agent, sb)
+
+    async def look(agent, sb: str, pid: int) -> None:
+        async with connected(agent) as client:
+            assert (await client.exec(sb, "echo", "on")).stdout == b"on\n" and vmm_pid(agent, sb) == pid
+            await client.destroy(sb)
+
+    with clean(tmp_path):
+        first = start_agent(data_dir=tmp_path)
+        sb, pid = asyncio.run(leave(first))
+        first.process.kill()
+        first.process.wait()
+        record = tmp_path / "run" / sb / "sandbox.json"
+        whole = record.read_text()
+        record.write_text("of another version")
+        second = start_agent(data_dir=tmp_path)
+        asyncio.run(eventually(lambda: "cannot be taken over yet" in second.log(), "it was tried"))
+        assert stop(second) == 0 and Path(f"/proc/{pid}").exists()
+        record.write_text(whole)
+        third = start_agent(data_dir=tmp_path)
+        try:
+            asyncio.run(look(third, sb, pid))
+        finally:
+            assert stop(third) == 0
+        reap_orphans()
+
+
 def test_an_upgrade_strands_nobody(start_agent, images: Path, tmp_path: Path) -> None:
     """Two runtimes side by side: what ran goes on, what was paused resumes from what it was made with."""
     catalog = Catalog(images)
