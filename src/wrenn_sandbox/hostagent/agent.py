@@ -119,6 +119,7 @@ async def _end(parts: Parts, server: uvicorn.Server, serving: asyncio.Task[None]
     """Let what is under way end. Machines that run are left to the next agent; without any, nothing is left."""
     parts.registry.refuse()
     await leave(parts.registry, UNDER_WAY_LIMIT_S)
+    await parts.builds.collect()
     await parts.templates.close()
     parts.builds.store.close()
     server.should_exit = True
