@@ -32,8 +32,7 @@ def _python(*arguments: str) -> tuple[str, ...]:
 
 
 LAYOUT = ("tests/unit/test_layout.py", "tests/unit/test_docs.py", "tests/unit/test_errors_page.py")
-#: Three, since much of it is waiting, each in a network of its own; the tests of a file share its fixtures, so they stay
-#: together.
+#: Three, as much of it is waiting, each in a network of its own; the tests of a file share fixtures and stay together.
 WORKERS = ("--dist", "loadfile", "--tx", "3*popen//python=tests/worker")
 #: No test looks at pytest's copy of the log, and the files of one that passed are of no use.
 LIGHT = ("-q", "-p", "no:logging", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "tmp_path_retention_policy=failed")

@@ -40,7 +40,10 @@ server = socket.create_server(("127.0.0.1", 4711))
 while True:
     connection, _ = server.accept()
     with connection:
-        step = int(connection.recv(16))
+        asked = connection.recv(16)
+        if not asked:
+            continue  # somebody looked whether it listens
+        step = int(asked)
         for _ in range(40):
             at = random_.randrange(0, len(pattern), 4096)
             pattern[at:at + 4096] = random_.randbytes(4096) if random_.random() < 0.7 else bytes(4096)
@@ -58,6 +61,12 @@ def post(wrenn: Platform, path: str, status: int = 200, **body: object) -> dict[
     answer = wrenn.client.post(path, json=body)
     assert answer.status_code == status, answer.text
     return answer.json()
+
+
+def until_listening(wrenn: Platform, sandbox: object, port: int) -> None:
+    """Return when a program inside takes connections there."""
+    attempt = f"(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null"
+    wrenn.run(sandbox, "bash", "-c", f"until {attempt}; do sleep 0.1; done", timeout_sec=60)
 
 
 def pause(wrenn: Platform, sandbox: object) -> dict[str, object]:
@@ -90,7 +99,8 @@ def snapshots(wrenn: Platform) -> Iterator[list[str]]:
 def test_fifty_generations_lose_nothing(wrenn: Platform, sandbox: str) -> None:
     wrenn.sh(sandbox, "mkdir -p /home/user/tree")
     wrenn.client.put(f"/v1/sandboxes/{sandbox}/files?path=/home/user/keeper.py", content=KEEPER.encode())
-    wrenn.sh(sandbox, "nohup python3 /home/user/keeper.py >/dev/null 2>&1 & echo $! >/home/user/pid; sleep 1")
+    wrenn.sh(sandbox, "nohup python3 /home/user/keeper.py >/dev/null 2>&1 & echo $! >/home/user/pid")
+    until_listening(wrenn, sandbox, 4711)
     twin = _Twin()
     for generation in range(50):
         python(wrenn, sandbox, GROW, generation)
@@ -147,7 +157,8 @@ def test_an_idle_sandbox_is_paused_and_goes_on_in_another_slot(wrenn: Platform) 
 
 def test_a_running_program_goes_on_and_its_port_answers_again(wrenn: Platform, sandbox: str) -> None:
     serve = "nohup python3 -m http.server --bind 127.0.0.1 8123 >/dev/null 2>&1"
-    wrenn.sh(sandbox, f"cd /tmp && echo here >index.html && {serve} & sleep 1")
+    wrenn.sh(sandbox, f"cd /tmp && echo here >index.html && {serve} &")
+    until_listening(wrenn, sandbox, 8123)
     fetch = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8123/').read().decode().strip())"
     assert python(wrenn, sandbox, fetch) == "here"
     for _ in range(2):
