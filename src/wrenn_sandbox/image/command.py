@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 from wrenn_sandbox.core.errors import Unavailable
+from wrenn_sandbox.vmm.cancels import to_the_end
 
 #: Debian package of each host program a build needs.
 PACKAGE_OF: Mapping[str, str] = {
@@ -25,6 +27,7 @@ PACKAGE_OF: Mapping[str, str] = {
 }
 
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_REAP_LIMIT_S = 10.0
 _SHOWN_LINES = 12
 
 
@@ -63,14 +66,17 @@ async def run(
         words[0] = str(find_tool(words[0]))
     environment = {**os.environ, "PATH": _SEARCH_PATH, "LC_ALL": "C.UTF-8", **(env or {})}
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            cwd=cwd,
-            env=environment,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+        # asyncio, cancelled while it connects the pipes, kills the program alone and waits for all who have its pipes.
+        process = await to_the_end(
+            asyncio.create_subprocess_exec(
+                *words,
+                cwd=cwd,
+                env=environment,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
         )
     except FileNotFoundError as error:
         raise missing_tool(words[0]) from error
@@ -93,7 +99,10 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    await process.wait()
+    # asyncio calls it ended when its pipes are closed, too, and whoever left the group may hold those.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REAP_LIMIT_S):
+            await process.wait()
 
 
 def _failed(words: list[str], how: str, output: bytes) -> Unavailable:

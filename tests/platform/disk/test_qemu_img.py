@@ -24,7 +24,8 @@ threading.Thread(target=qemu_img.run, args=words, kwargs={"room": Path("/tmp"), 
 
 
 def test_it_does_its_work(tmp_path: Path) -> None:
-    assert qemu_img.run("create", "-q", "-f", "raw", str(tmp_path / "disk"), "1M", room=tmp_path, wanted=bool) == 0
+    words = ("create", "-q", "-f", "raw", str(tmp_path / "disk"), "1M")
+    assert qemu_img.run(*words, room=tmp_path, wanted=lambda: True) == 0
     assert (tmp_path / "disk").stat().st_size == 1 << 20
 
 
