@@ -138,15 +138,14 @@ def _big_capture(wrenn: Platform) -> list[Row]:
 
 def _resumes(wrenn: Platform, times: int) -> list[Row]:
     template, small, large = Series("template"), Series("resume"), Series("large")
-    for _ in range(times):
-        template.add(product.create_and_run(wrenn, ("true",))[1])
-        with _sandbox(wrenn) as sandbox:
-            wrenn.run(sandbox, *dirty(8))
-            small.add(_pause_and_resume(wrenn, sandbox))
-    with _sandbox(wrenn) as sandbox:
-        wrenn.run(sandbox, *dirty(50))
-        for _ in range(5):
-            large.add(_pause_and_resume(wrenn, sandbox))
+    with _sandbox(wrenn) as much:
+        wrenn.run(much, *dirty(50))
+        for _ in range(times):  # in turn: the machine's speed wanders by more than 42 MB cost
+            template.add(product.create_and_run(wrenn, ("true",))[1])
+            large.add(_pause_and_resume(wrenn, much))
+            with _sandbox(wrenn) as little:
+                wrenn.run(little, *dirty(8))
+                small.add(_pause_and_resume(wrenn, little))
     ratio, more = small.p50 / template.p50, (large.p50 - small.p50) / (50 - 8)
     print(f"resume: {small}; template {template}; 50 MB {large}", flush=True)
     return [
